@@ -1,0 +1,150 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""CPPOConfig: GRPOConfig plus the settings of the Contrastive Perception Loss."""
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from .losses import DIVERGENCES, PERCEPTION_SCORES
+from .views import get_view
+
+CPL_REDUCTIONS = ("sequence", "token")
+
+
+@dataclass
+class CPPOConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`CPPOTrainer`].
+
+    Every argument of [`~trl.GRPOConfig`] is accepted and means the same. The defaults below are those of the authors'
+    code (arXiv 2601.00501), except `cpl_reduction` and `suppress_vision_tokens`, which are ours.
+
+    Parameters:
+        > Parameters that control the Contrastive Perception Loss (CPL)
+
+        cpl_coef (`float`, *optional*, defaults to `0.01`):
+            Weight λ of the CPL in the objective, L = L_GRPO + λ · CPL. `0` trains with GRPO alone: no views are made
+            and nothing more is computed.
+        cpl_temperature (`float`, *optional*, defaults to `0.1`):
+            Temperature τ of the contrast softplus((d⁺ − d⁻) / τ), in nats.
+        cpl_divergence (`str`, *optional*, defaults to `"k3"`):
+            Estimate of the divergence from the anchor to a view at the sampled token: `"k3"` (the authors' verl code)
+            or `"k1"` (their AReaL code).
+        perception_token_ratio (`float` or `None`, *optional*, defaults to `0.5`):
+            Share, in (0, 1], of a rollout's tokens with a positive entropy shift that count as perception tokens.
+            `None` drops the mask: every completion token counts (an ablation).
+        perception_score (`str`, *optional*, defaults to `"relative_entropy_shift"`):
+            What ranks the tokens: `"relative_entropy_shift"` (the authors' code) or `"entropy_shift"` (the paper's
+            wording).
+        gate_by_advantage (`bool`, *optional*, defaults to `True`):
+            Whether only rollouts with a positive advantage get views and a CPL. `False` scores every row with an
+            image three times.
+        cpl_reduction (`str`, *optional*, defaults to `"sequence"`):
+            `"sequence"`: mean over each gated row's perception tokens, summed over rows and divided by the number of
+            gated rows of the optimizer window, over all processes and accumulation steps. `"token"`: the authors' mean
+            over the perception tokens of the micro-batch, divided by the accumulation steps.
+
+        > Parameters that control the views
+
+        information_preserving (`list[str]`, *optional*, defaults to `["color_jitter", "random_perspective", "random_rotation"]`):
+            Names of registered views (see [`register_view`]); each image gets one of them, drawn at random.
+        information_removing (`list[str]`, *optional*, defaults to `["noise_boxes", "zoom_crop"]`):
+            The same for the information-removing view.
+
+        > Parameters that control generation
+
+        suppress_vision_tokens (`bool`, *optional*, defaults to `True`):
+            Whether sampling never emits the model's image and video placeholders. A rollout that holds one makes the
+            scoring forward fail (TRL issue 3847). `False` leaves sampling exactly as in GRPOTrainer.
+    """
+
+    cpl_coef: float = field(
+        default=0.01,
+        metadata={
+            "help": "Weight lambda of the Contrastive Perception Loss: L = L_GRPO + lambda * CPL. 0 is GRPO alone."
+        },
+    )
+    cpl_temperature: float = field(
+        default=0.1,
+        metadata={"help": "Temperature tau of the contrast softplus((d+ - d-) / tau), in nats. Must be positive."},
+    )
+    cpl_divergence: str = field(
+        default="k3",
+        metadata={
+            "help": "Estimate of the divergence from the anchor to a view at the sampled token: 'k3' or 'k1'.",
+        },
+    )
+    perception_token_ratio: float | None = field(
+        default=0.5,
+        metadata={
+            "help": "Share, in (0, 1], of a rollout's tokens with a positive entropy shift that count as perception "
+            "tokens. None drops the mask: every completion token counts."
+        },
+    )
+    perception_score: str = field(
+        default="relative_entropy_shift",
+        metadata={"help": "What ranks the tokens: 'relative_entropy_shift' or 'entropy_shift'."},
+    )
+    gate_by_advantage: bool = field(
+        default=True,
+        metadata={"help": "Whether only rollouts with a positive advantage get views and a CPL."},
+    )
+    cpl_reduction: str = field(
+        default="sequence",
+        metadata={
+            "help": "'sequence': mean over each gated row's perception tokens, then over the gated rows of the whole "
+            "optimizer window (all processes and accumulation steps), so that the micro-batch size does not matter. "
+            "'token': the authors' mean over the micro-batch's perception tokens, divided by the accumulation steps; "
+            "a micro-batch without a gated row then counts as zero, so small micro-batches shrink lambda by up to the "
+            "gated share."
+        },
+    )
+    information_preserving: list[str] = field(
+        default_factory=lambda: ["color_jitter", "random_perspective", "random_rotation"],
+        metadata={
+            "help": "Names of registered views that keep the information; each image gets one, drawn at random."
+        },
+    )
+    information_removing: list[str] = field(
+        default_factory=lambda: ["noise_boxes", "zoom_crop"],
+        metadata={
+            "help": "Names of registered views that remove the information; each image gets one, drawn at random."
+        },
+    )
+    suppress_vision_tokens: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether sampling never emits the model's image and video placeholders, which would make the "
+            "scoring forward fail. False leaves sampling exactly as in GRPOTrainer."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cpl_divergence == "kl":
+            raise ValueError(
+                "cpl_divergence='kl' (the exact KL over the vocabulary) is not available yet. Use 'k3', the estimate "
+                "that the authors trained with, or 'k1'."
+            )
+        for name, allowed in [
+            ("cpl_divergence", DIVERGENCES),
+            ("perception_score", PERCEPTION_SCORES),
+            ("cpl_reduction", CPL_REDUCTIONS),
+        ]:
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        if not 0 <= self.cpl_coef < float("inf"):
+            raise ValueError(f"cpl_coef must be 0 (GRPO alone) or positive and finite; got {self.cpl_coef}.")
+        if not 0 < self.cpl_temperature < float("inf"):
+            raise ValueError(f"cpl_temperature must be positive and finite; got {self.cpl_temperature}.")
+        if self.perception_token_ratio is not None and not 0 < self.perception_token_ratio <= 1:
+            raise ValueError(
+                "perception_token_ratio must lie in (0, 1], or be None for every completion token; "
+                f"got {self.perception_token_ratio}."
+            )
+        for name in ("information_preserving", "information_removing"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one registered view; got an empty list.")
+            for view in getattr(self, name):
+                get_view(view)

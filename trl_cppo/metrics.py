@@ -1,0 +1,83 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The `cpl/*` metrics, as sums and counts that add up over processes.
+
+Shapes: `N` gated rows, `T` completion tokens.
+"""
+
+import torch
+
+from .losses import token_divergence
+from .view_batch import ViewScores
+
+
+def _quotient(total: float, count: float) -> float:
+    # NaN where there is nothing to average: TRL leaves such micro-batches out of the logged mean.
+    return total / count if count else float("nan")
+
+
+@torch.no_grad()
+def cpl_sums(
+    scores: ViewScores,
+    completion_mask: torch.Tensor,
+    selected: torch.Tensor,
+    token_loss: torch.Tensor,
+    row_loss: torch.Tensor,
+    num_rows: int,
+    divergence: str,
+) -> torch.Tensor:
+    """
+    Sums and counts of one micro-batch on one process.
+
+    Args:
+        scores (`ViewScores`): log-probabilities and entropies, each of shape `(N, T)`.
+        completion_mask (`torch.Tensor` of shape `(N, T)`, bool): the tokens that count.
+        selected (`torch.Tensor` of shape `(N, T)`, bool): the perception tokens.
+        token_loss (`torch.Tensor` of shape `(N, T)`, float): the CPL of each token.
+        row_loss (`torch.Tensor` of shape `(N,)`, float): its mean over each row's perception tokens.
+        num_rows (`int`): rows of the micro-batch, gated or not.
+        divergence (`str`): `"k3"` or `"k1"`.
+
+    Returns:
+        `torch.Tensor` of shape `(10,)`, float32: what [`cpl_metrics`] reads.
+    """
+    anchor, preserved, removed = (logps.float().masked_fill(~selected, 0.0) for logps in scores.logps)
+    to_preserved = token_divergence(anchor, preserved, divergence)
+    to_removed = token_divergence(anchor, removed, divergence)
+    shift = (scores.removed_entropies.float() - scores.entropies.float()).masked_fill(~completion_mask, 0.0)
+    sums = [
+        row_loss.sum(),
+        token_loss.masked_fill(~selected, 0.0).sum(),
+        torch.tensor(len(row_loss)),
+        torch.tensor(num_rows),
+        completion_mask.sum(),
+        selected.sum(),
+        shift.sum(),
+        to_preserved.sum(),
+        to_removed.sum(),
+        ((to_preserved < to_removed) & selected).sum(),
+    ]
+    return torch.stack([value.to(anchor.device, torch.float32) for value in sums])
+
+
+def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
+    """
+    The metrics from the sums of all processes.
+
+    Args:
+        sums (`torch.Tensor` of shape `(10,)`): added-up results of [`cpl_sums`].
+        reduction (`str`): `args.cpl_reduction`; `cpl/loss` is the mean over gated rows or over perception tokens.
+
+    Returns:
+        `dict[str, float]`: the same keys whatever the sums; NaN where nothing can be averaged.
+    """
+    row_loss, token_loss, gated, rows, tokens, selected, shift, preserved, removed, correct = sums.tolist()
+    return {
+        "cpl/loss": _quotient(row_loss, gated) if reduction == "sequence" else _quotient(token_loss, selected),
+        "cpl/gated_ratio": _quotient(gated, rows),
+        "cpl/perception_ratio": _quotient(selected, tokens),
+        "cpl/entropy_shift": _quotient(shift, tokens),
+        "cpl/divergence_preserved": _quotient(preserved, selected),
+        "cpl/divergence_removed": _quotient(removed, selected),
+        "cpl/contrast_accuracy": _quotient(correct, selected),
+    }

@@ -1,0 +1,312 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in four overrides that call `super()`.
+
+Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .config import CPPOConfig
+from .dataset_checks import check_dataset, images_of
+from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
+from .metrics import cpl_metrics, cpl_sums
+from .view_batch import ViewPair, append_view_rows, split_scores
+from .view_maker import ViewMaker
+from .views import View, get_view
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig
+    from trl.trainer.grpo_trainer import RewardFunc
+
+
+@dataclass
+class _ViewScoring:
+    """What one loss computation asks of its forward, and what the forward answers."""
+
+    rows: list[int]
+    pairs: list[ViewPair]
+    logps: torch.Tensor | None = None  # (B + 2N, T)
+    entropies: torch.Tensor | None = None  # (B + 2N, T)
+
+
+def _refuse(**rollouts: Any) -> None:
+    for name, value in rollouts.items():
+        if value:
+            raise ValueError(
+                f"CPPOTrainer does not support {name} yet: its rollouts may bring images of their own, which would "
+                f"have no views. Train without {name}, or use GRPOTrainer."
+            )
+
+
+def _check_processor(processing_class: Any) -> None:
+    if not isinstance(processing_class, ProcessorMixin):
+        raise ValueError(
+            f"CPPOTrainer needs a vision-language model with its processor, got a {type(processing_class).__name__}. "
+            "Pass processing_class=AutoProcessor.from_pretrained(...), or train a text-only model with GRPOTrainer."
+        )
+    outputs = processing_class.image_processor.model_input_names
+    if "image_grid_thw" not in outputs:
+        raise ValueError(
+            f"CPPOTrainer does not know the image tensors {outputs} of {type(processing_class).__name__} yet. "
+            "Supported: Qwen2-VL, Qwen2.5-VL and Qwen3-VL. Use GRPOTrainer for other families."
+        )
+
+
+def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
+    """Completion tokens that count, shape `(B, T)`: no padding, no tool results, no masked-out completions."""
+    return batch["completion_mask"] * batch.get("tool_mask", 1)
+
+
+class CPPOTrainer(GRPOTrainer):
+    """
+    Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
+    [`~trl.GRPOTrainer`] on vision-language models.
+
+    The loss is L_GRPO + λ · CPL. For each rollout with a positive advantage, the images of its prompt get an
+    information-preserving and an information-removing view; both are scored on the rollout's tokens in the same model
+    forward as the rollout itself. The tokens whose entropy rises most when information is removed are the perception
+    tokens; there, the Contrastive Perception Loss pulls the policy towards its prediction on the preserving view and
+    away from that on the removing view. Everything else is GRPOTrainer's.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl.rewards import accuracy_reward
+    from trl_cppo import CPPOConfig, CPPOTrainer
+
+    trainer = CPPOTrainer(
+        model="Qwen/Qwen2.5-VL-3B-Instruct",
+        reward_funcs=accuracy_reward,
+        args=CPPOConfig(output_dir="Qwen2.5-VL-3B-CPPO"),
+        train_dataset=load_dataset("lmms-lab/multimodal-open-r1-8k-verified", split="train"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            As in GRPOTrainer; a vision-language model.
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`):
+            As in GRPOTrainer.
+        args ([`CPPOConfig`], *optional*):
+            Configuration. If `None`, a default one.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            As in GRPOTrainer: conversational `prompt`, and `image` or `images` (or images inside the prompts). Rows
+            without an image train with GRPO alone.
+        information_preserving (`Callable`, *optional*):
+            A view `(PIL.Image.Image, torch.Generator) -> PIL.Image.Image` that is used in place of the ones that
+            `args.information_preserving` names. It gets an RGB image, must keep its size, and should draw from the
+            generator only, so that runs can be repeated and resumed.
+        information_removing (`Callable`, *optional*):
+            The same for the information-removing view.
+        eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config:
+            As in GRPOTrainer.
+        tools, rollout_func, environment_factory:
+            Refused: their rollouts may bring images of their own, which have no views.
+
+    Raises:
+        `TypeError`: if `args` is not a CPPOConfig.
+        `ValueError`: for a text-only processing class, an unsupported model family, tools, environments or rollout
+            functions, a data set without rows, prompts or images.
+    """
+
+    _tag_names = ["trl", "cppo"]
+    _name = "CPPO"
+    _paper = {
+        "title": "CPPO: Contrastive Perception for Vision Language Policy Optimization",
+        "id": "2601.00501",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{rezaei2026cppo,
+                title        = {{CPPO: Contrastive Perception for Vision Language Policy Optimization}},
+                author       = {Rezaei and Gholami and Ranjbar Alvar and Cannons and Hossain and Zhou and Zhou and Zhang and Akbari},
+                year         = 2026,
+                eprint       = {arXiv:2601.00501},
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: "RewardFunc | list[RewardFunc] | None" = None,
+        args: CPPOConfig | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: "BitsAndBytesConfig | None" = None,
+        peft_config: "PeftConfig | None" = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Callable | None = None,
+        environment_factory: Callable | dict[str, Callable] | None = None,
+        *,
+        information_preserving: View | None = None,
+        information_removing: View | None = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
+        if not isinstance(args, CPPOConfig):
+            raise TypeError(
+                f"args must be a CPPOConfig, got {type(args).__name__}. CPPOConfig takes every argument of GRPOConfig."
+            )
+        _refuse(tools=tools, rollout_func=rollout_func, environment_factory=environment_factory)
+        check_dataset(train_dataset, "train_dataset")
+        for key, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+        _check_processor(self.processing_class)
+        self._view_maker = ViewMaker(
+            preserving=[information_preserving or get_view(name) for name in args.information_preserving],
+            removing=[information_removing or get_view(name) for name in args.information_removing],
+            seed=args.seed,
+        )
+        self._view_scoring: _ViewScoring | None = None
+        if args.suppress_vision_tokens:
+            self._suppress_vision_tokens()
+
+    def _suppress_vision_tokens(self) -> None:
+        """Ban the image and video placeholders from sampling, on top of what the user or TRL bans already."""
+        config = self.model.config.to_dict()
+        ids = {config.get(f"{kind}_token_{suffix}") for kind in ("image", "video") for suffix in ("id", "index")}
+        ids = sorted(ids - {None})
+        if self.use_vllm:
+            # vLLM's sampling parameters reject `suppress_tokens`; `bad_words` bans the same by their text, and unlike
+            # `logit_bias`, whose integer keys become strings in JSON, it reaches a vLLM server unharmed.
+            engine = self.vllm_generation
+            words = self._tokenizer.convert_ids_to_tokens(ids)
+            banned = [*engine.generation_kwargs.get("bad_words", []), *words]
+            engine.generation_kwargs = {**engine.generation_kwargs, "bad_words": list(dict.fromkeys(banned))}
+            return
+        # TRL keeps the settings twice, as a GenerationConfig and as the keyword arguments that override the model's.
+        banned = sorted({*(self.generation_config.suppress_tokens or []), *ids})
+        self.generation_config.suppress_tokens = banned
+        self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        key = self._generation_key()
+        batch = super()._generate_and_score_completions(inputs)
+        if self.args.cpl_coef == 0:
+            return batch
+        views = self._make_views(inputs, batch, key)
+        num_gated = torch.tensor(sum(pair is not None for pair in views), device=batch["advantages"].device)
+        # A list of B entries and a 0-dim tensor: TRL shuffles and splits the first by row and passes the second on.
+        return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
+
+    def _generation_key(self) -> tuple[str, int, int]:
+        """What identifies this generation batch in the run, also after a resume (TRL restarts its `_step` at 0)."""
+        if self.model.training:
+            return "train", self.state.global_step, self._step % self.args.gradient_accumulation_steps
+        # TRL empties the metrics after each evaluation, so this counts its batches: every evaluation sees the same
+        # views, and its curves can be compared.
+        return "eval", 0, len(self._metrics["eval"]["reward"])
+
+    def _make_views(
+        self, inputs: list[dict[str, Any]], batch: dict[str, Any], key: tuple[str, int, int]
+    ) -> list[ViewPair | None]:
+        """The views of each gated row, `None` for the others. The rollouts of one prompt share theirs."""
+        gated = _loss_mask(batch).any(dim=1)
+        if self.args.gate_by_advantage:
+            gated = gated & (batch["advantages"] > 0)
+        num_images = batch.get("num_images") or [0] * len(inputs)
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        first_row = self.accelerator.process_index * len(inputs)
+        views, by_prompt = [], {}
+        for row, (example, row_gated) in enumerate(zip(inputs, gated.tolist(), strict=True)):
+            column, images = images_of(example)
+            if len(images) != num_images[row]:
+                raise ValueError(
+                    f"Row {row} of the generation batch has {len(images)} image(s) in column {column!r}, but its "
+                    f"rollout was scored with {num_images[row]}. Give every row the same columns."
+                )
+            prompt = (first_row + row) // group_size
+            if row_gated and images and prompt not in by_prompt:
+                try:
+                    by_prompt[prompt] = self._view_maker(images, *key, prompt)
+                except ValueError as error:
+                    shown = textwrap.shorten(str(example["prompt"]), 80)
+                    raise ValueError(
+                        f"Row {row} of the generation batch (prompt {shown}), column {column!r}, {error}"
+                    ) from error
+            views.append(by_prompt[prompt] if row_gated and images else None)
+        return views
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        score = super()._get_per_token_logps_and_entropies
+        request = self._view_scoring
+        if request is None:  # the old policy's or the reference's scoring: anchors only
+            return score(model, *args, **kwargs)
+        arguments = inspect.signature(score).bind(model, *args, **kwargs).arguments
+        num_anchors = arguments["input_ids"].size(0)
+        extended = append_view_rows(arguments, request.rows, request.pairs, self.processing_class.image_processor)
+        request.logps, request.entropies, *rest = score(**extended)
+        return request.logps[:num_anchors], request.entropies[:num_anchors], *rest
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "cpl_views" not in inputs:  # cpl_coef = 0
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        rows = [row for row, pair in enumerate(inputs["cpl_views"]) if pair is not None]
+        request = _ViewScoring(rows, [inputs["cpl_views"][row] for row in rows])
+        self._view_scoring = request
+        try:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self._view_scoring = None
+        return loss + self.args.cpl_coef * self._contrastive_perception_loss(inputs, request)
+
+    def _contrastive_perception_loss(self, inputs: dict[str, Any], request: _ViewScoring) -> torch.Tensor:
+        """The micro-batch's share of the CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
+        scores = split_scores(request.logps, request.entropies, request.rows)
+        all_masks = _loss_mask(inputs).bool()
+        mask = all_masks[torch.tensor(request.rows, dtype=torch.long, device=all_masks.device)]
+        selected = perception_token_mask(
+            scores.entropies,
+            scores.removed_entropies,
+            mask,
+            ratio=self.args.perception_token_ratio,
+            score=self.args.perception_score,
+        )
+        # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
+        logps = [tensor.masked_fill(~selected, 0.0) for tensor in scores.logps]
+        loss = contrastive_perception_loss(*logps, self.args.cpl_temperature, self.args.cpl_divergence)
+        row_loss = masked_mean(loss, selected, dim=1)
+        sums = cpl_sums(scores, mask, selected, loss, row_loss, len(all_masks), self.args.cpl_divergence)
+        totals = self.accelerator.reduce(sums, reduction="sum")
+        for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        if self.args.cpl_reduction == "token":
+            return masked_mean(loss, selected) / steps
+        # The gated rows of the generation batch, rescaled to one optimizer window as TRL's dapo loss rescales tokens.
+        # Gradients are averaged over the processes, hence the division by their number.
+        num_gated = inputs["num_gated_rows"].clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            num_gated = num_gated * steps / self.args.steps_per_generation
+        return row_loss.sum() / num_gated
