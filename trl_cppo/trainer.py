@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in four overrides that call `super()`.
+"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in three overrides that call `super()`.
 
 Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
 """
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
-from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of
 from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
 from .metrics import cpl_metrics, cpl_sums
+from .upstream import RepairedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -69,7 +69,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(GRPOTrainer):
+class CPPOTrainer(RepairedGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.

@@ -1,0 +1,96 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models, tasks and trainers that the tests share. Nothing here reaches the Hub."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+
+from trl_cppo import CPPOConfig, CPPOTrainer, digits
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+
+def picture(seed: int, width: int = 56, height: int = 56) -> PILImage.Image:
+    return PILImage.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def make_rows(counts: list[int], sizes: list[tuple[int, int]] = ((56, 56),)) -> Dataset:
+    """A data set whose row i has `counts[i]` images, of sizes that take turns."""
+    rows = []
+    for i, count in enumerate(counts):
+        images = [picture(10 * i + j, *sizes[(i + j) % len(sizes)]) for j in range(count)]
+        rows.append({"prompt": [{"role": "user", "content": "sum?"}], "images": images, "solution": str(i % 28)})
+    message = {"role": Value("string"), "content": Value("string")}
+    features = Features({"prompt": List(message), "images": List(Image()), "solution": Value("string")})
+    return Dataset.from_list(rows, features=features)
+
+
+def hash_reward(completions, completion_ids, **kwargs):
+    """A reward that differs between rollouts, and between equal rollouts not at all."""
+    return [float(sum((i + 3) * token for i, token in enumerate(ids)) % 7) for ids in completion_ids]
+
+
+def make_config(tmp_path, config_class=CPPOConfig, **kwargs):
+    defaults = dict(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+        seed=0,
+    )
+    return config_class(**{**defaults, **kwargs})
+
+
+def make_trainer(
+    tmp_path, dataset=None, trainer_class=CPPOTrainer, config_class=CPPOConfig, family="qwen2_5_vl", **kw
+):
+    """A trainer of a tiny random model; keyword arguments that the trainer does not take go to the config."""
+    trainer_kwargs = {
+        name: kw.pop(name)
+        for name in ("callbacks", "eval_dataset", "peft_config", "information_preserving", "information_removing")
+        if name in kw
+    }
+    return trainer_class(
+        model=kw.pop("model", None) or digits.build_model(family=family),
+        reward_funcs=kw.pop("reward_funcs", hash_reward),
+        args=make_config(tmp_path, config_class, **kw),
+        train_dataset=dataset if dataset is not None else make_rows([1] * 8),
+        processing_class=digits.build_processor(family=family),
+        **trainer_kwargs,
+    )
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def warm_model():
+    """The folder of the warm-started digits model; trained once a machine, about two minutes."""
+    return digits.warm_start(seed=0)

@@ -1,0 +1,66 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from trl import GRPOConfig, TrlParser
+
+from trl_cppo import CPPOConfig
+
+OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g in dataclasses.fields(GRPOConfig)}]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("cpl_coef", -0.1, "cpl_coef must be 0"),
+        ("cpl_coef", float("nan"), "cpl_coef must be 0"),
+        ("cpl_temperature", 0.0, "cpl_temperature must be positive"),
+        ("cpl_temperature", float("inf"), "cpl_temperature must be positive"),
+        ("cpl_divergence", "js", "k3, k1; got 'js'"),
+        ("cpl_divergence", "kl", "not available yet. Use 'k3'"),
+        ("perception_token_ratio", 0.0, r"\(0, 1\]"),
+        ("perception_token_ratio", 1.1, r"\(0, 1\]"),
+        ("perception_score", "kl", "relative_entropy_shift, entropy_shift"),
+        ("cpl_reduction", "mean", "sequence, token"),
+        ("information_preserving", [], "at least one"),
+        ("information_removing", ["fog"], "Unknown view 'fog'. Known views: black_squares"),
+    ],
+)
+def test_bad_values_are_refused_with_the_allowed_ones(tmp_path, setting, value, message):
+    with pytest.raises(ValueError, match=message):
+        CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{setting: value})
+
+
+def test_every_field_has_a_help_text_and_a_docstring_entry():
+    assert len(OWN) == 10
+    for field in OWN:
+        assert len(field.metadata["help"]) > 40
+        assert f"        {field.name} (" in CPPOConfig.__doc__
+
+
+def test_every_field_is_a_flag():
+    flags = [
+        "--cpl_coef", "0.02", "--cpl_temperature", "0.2", "--cpl_divergence", "k1", "--perception_token_ratio", "0.4",
+        "--perception_score", "entropy_shift", "--gate_by_advantage", "False", "--cpl_reduction", "token",
+        "--information_preserving", "gaussian_blur", "--information_removing", "black_squares", "zoom_crop",
+        "--suppress_vision_tokens", "False", "--use_cpu", "--bf16", "False",
+    ]  # fmt: skip
+    [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
+    assert all(getattr(config, field.name) != default_of(field) for field in OWN)
+    assert config.information_removing == ["black_squares", "zoom_crop"]
+
+
+def default_of(field):
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def test_import_is_light_and_silent():
+    code = (
+        "import sys, trl_cppo; heavy = {'deepspeed', 'sklearn', 'matplotlib', 'vllm'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
