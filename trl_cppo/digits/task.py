@@ -1,0 +1,111 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The digits task: canvases, prompts, responses, reward.
+
+A canvas is 56×56 pixels in 2×2 cells. Three cells, in reading order, hold one handwritten digit each, 24 pixels a side,
+moved by up to 2 pixels; Gaussian noise lies over all of it. The answer is the sum of the digits.
+"""
+
+import re
+from functools import cache
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+PROMPT = "sum?"
+CELL = 28  # pixels; a canvas has 2 × 2 cells
+SIDE = 2 * CELL
+MAX_RESPONSE_TOKENS = 28  # a right response has 25, its end token included
+_DIGIT = 24  # pixels
+_JITTER = 2  # pixels
+_NOISE = 25.0  # standard deviation, of 255
+
+# Parts of a fixed permutation of scikit-learn's 1,797 digits. Few are left for the warm start on purpose: reinforcement
+# learning then has something to improve.
+_SPLITS = {"warm_start": (0, 120), "rl": (120, 1300), "held_out": (1300, 1797)}
+_BOXED = re.compile(r"\\boxed\{(\d+)\}")
+
+
+@cache
+def _pool(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images of shape `(n, 24, 24)`, float32 in [0, 255], and labels of shape `(n,)` of one split."""
+    from sklearn.datasets import load_digits
+
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)}, got {split!r}.")
+    digits = load_digits()
+    start, end = _SPLITS[split]
+    chosen = np.random.default_rng(0).permutation(len(digits.images))[start:end]
+    small = (digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(x).resize((_DIGIT, _DIGIT), Image.Resampling.BILINEAR)) for x in small]
+    return np.stack(large).astype(np.float32), digits.target[chosen]
+
+
+def draw_canvas(split: str, generator: np.random.Generator) -> tuple[Image.Image, list[int]]:
+    """
+    One canvas and its three digits.
+
+    Args:
+        split (`str`): `"warm_start"`, `"rl"` or `"held_out"`: whose handwriting.
+        generator (`np.random.Generator`): draws the digits, their places and the noise.
+
+    Returns:
+        `tuple[PIL.Image.Image, list[int]]`: an RGB image of 56×56 pixels; the digits in reading order.
+    """
+    images, labels = _pool(split)
+    chosen = generator.integers(0, len(images), 3)
+    canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
+    margin = (CELL - _DIGIT) // 2
+    for cell, index in enumerate(chosen):
+        row, column = divmod(cell, 2)
+        top, left = generator.integers(-_JITTER, _JITTER + 1, 2) + margin + CELL * np.array([row, column])
+        canvas[top : top + _DIGIT, left : left + _DIGIT] = images[index]
+    canvas += generator.normal(0.0, _NOISE, canvas.shape)
+    pixels = canvas.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert("RGB"), [int(digit) for digit in labels[chosen]]
+
+
+def response(digits: list[int]) -> str:
+    r"""The right response to a canvas: `<think>see3,5,9.3+5=8,8+9=17.</think>\boxed{17}`."""
+    first, second, third = digits
+    total = first + second + third
+    steps = f"{first}+{second}={first + second},{first + second}+{third}={total}."
+    return f"<think>see{first},{second},{third}.{steps}</think>\\boxed{{{total}}}"
+
+
+def make_dataset(split: str, num_rows: int, seed: int) -> Dataset:
+    """
+    A data set of canvases in the columns that GRPOTrainer reads.
+
+    Args:
+        split (`str`): `"warm_start"`, `"rl"` or `"held_out"`.
+        num_rows (`int`): canvases to draw.
+        seed (`int`): of the draw; the same seed gives the same rows.
+
+    Returns:
+        `Dataset`: `prompt` (one user message), `image`, `solution` (the sum as a string) and `digits`.
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        image, digits = draw_canvas(split, generator)
+        prompt = [{"role": "user", "content": PROMPT}]
+        rows.append({"prompt": prompt, "image": image, "solution": str(sum(digits)), "digits": digits})
+    message = {"role": Value("string"), "content": Value("string")}
+    features = {"prompt": List(message), "image": ImageFeature(), "solution": Value("string")}
+    return Dataset.from_list(rows, features=Features({**features, "digits": List(Value("int64"))}))
+
+
+def is_right(text: str, solution: str) -> bool:
+    r"""Whether the last `\boxed{}` of a response holds the sum."""
+    answers = _BOXED.findall(text)
+    return bool(answers) and answers[-1] == solution
+
+
+def sum_reward(completions: list[list[dict[str, str]]], solution: list[str], **kwargs: Any) -> list[float]:
+    r"""1.0 for a completion whose last `\boxed{}` holds the sum, else 0.0; one reward a completion."""
+    pairs = zip(completions, solution, strict=True)
+    return [float(is_right(message["content"], expected)) for [message], expected in pairs]
