@@ -81,27 +81,37 @@ class Job:
 
 def parse() -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:
     parser = TrlParser((CPPOScriptArguments, CPPOConfig, ModelConfig))
-    parsed = parser.parse_args_and_config()
-    if parsed[2].model_name_or_path is None and parsed[0].dataset_name is None:
-        # the embedded run: its settings become defaults, below the user's file and flags
-        parser.set_defaults_with_config(**yaml.safe_load(DIGITS_CONFIG.read_text()))
-        parsed = parser.parse_args_and_config()
-    return parsed
+    # Looked at alone first: CPPOConfig's own defaults (bf16) raise on a machine without a GPU.
+    look = TrlParser((CPPOScriptArguments, ModelConfig))
+    script_args, model_args, _ = look.parse_args_and_config(return_remaining_strings=True)
+    if is_embedded(script_args, model_args):
+        parser.set_defaults_with_config(**yaml.safe_load(DIGITS_CONFIG.read_text()))  # below the user's file and flags
+    return parser.parse_args_and_config()
 
 
-def load_split(script_args: CPPOScriptArguments, split: str) -> Dataset | IterableDataset:
-    """One split of a Hub data set, of a local folder of data files, or of a folder that `save_to_disk` wrote."""
-    path = Path(script_args.dataset_name)
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        dataset = load_from_disk(str(path))
-        dataset = dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
-    else:
-        dataset = load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    if split not in dataset:
-        raise ValueError(f"{path} has no split {split!r}, only {list(dataset)}. Set --dataset_train_split.")
-    return dataset[split]
+def is_embedded(script_args: CPPOScriptArguments, model_args: ModelConfig) -> bool:
+    """Whether this is the embedded digits run: neither a model nor a data set is given."""
+    return model_args.model_name_or_path is None and script_args.dataset_name is None
+
+
+def load_splits(script_args: CPPOScriptArguments) -> dict[str, Dataset | IterableDataset]:
+    """The splits of a Hub data set, of a local folder of data files, or of a folder that `save_to_disk` wrote."""
+    name = script_args.dataset_name
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            dataset = load_from_disk(name)
+            return dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
+        return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
+    except (ValueError, IndexError) as error:  # what `datasets` raises where there is no row, among other things
+        raise ValueError(f"{name} cannot be loaded ({error}). Check that it is a data set and has rows.") from error
+
+
+def load_split(script_args: CPPOScriptArguments, split: str, required: tuple[str, ...]) -> Dataset | IterableDataset:
+    splits = load_splits(script_args)
+    if split not in splits:
+        raise ValueError(f"{script_args.dataset_name} has no split {split!r}, only {list(splits)}.")
+    check_dataset(splits[split], f"{script_args.dataset_name} ({split})", required)
+    return splits[split]
 
 
 def load_rewards(names: list[str] | None) -> tuple[list[Any], list[float] | None]:
@@ -132,12 +142,10 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
             )
     functions, weights = load_rewards(script_args.reward_funcs)
     required = ("prompt", "solution") if accuracy_reward in functions else ("prompt",)
-    train_dataset = load_split(script_args, script_args.dataset_train_split)
-    check_dataset(train_dataset, f"{script_args.dataset_name} ({script_args.dataset_train_split})", required)
+    train_dataset = load_split(script_args, script_args.dataset_train_split, required)
     eval_dataset = None
     if training_args.eval_strategy != "no":
-        eval_dataset = load_split(script_args, script_args.dataset_test_split)
-        check_dataset(eval_dataset, f"{script_args.dataset_name} ({script_args.dataset_test_split})", required)
+        eval_dataset = load_split(script_args, script_args.dataset_test_split, required)
     title = f"CPPO: {model_args.model_name_or_path} on {script_args.dataset_name}"
     return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title)
 
@@ -190,16 +198,15 @@ def write_report(trainer: CPPOTrainer, title: str) -> None:
 
 
 def main() -> None:
-    script_args, training_args, model_args = parse()
-    embedded = model_args.model_name_or_path is None and script_args.dataset_name is None
     try:
-        job = (
-            digits_job(script_args, training_args)
-            if embedded
-            else job_from_arguments(script_args, training_args, model_args)
-        )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.exit(f"train_cppo.py: error: {error}")
+        script_args, training_args, model_args = parse()
+        if is_embedded(script_args, model_args):
+            job = digits_job(script_args, training_args)
+        else:
+            job = job_from_arguments(script_args, training_args, model_args)
+    except (ValueError, OSError, ImportError, AttributeError) as error:
+        message = " ".join(str(error).split())  # one line, whichever library it comes from
+        sys.exit(f"train_cppo.py: error: {message}")
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     training_args.reward_weights = training_args.reward_weights or job.reward_weights
 
@@ -216,7 +223,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=script_args.dataset_name)
     if trainer.accelerator.is_main_process:
         write_report(trainer, job.title)
     trainer.accelerator.print(f"Model, card, metrics.json and training.png are in {training_args.output_dir}.")

@@ -12,10 +12,9 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from tiny_models import build
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
 
 def picture(seed: int, width: int = 56, height: int = 56) -> PILImage.Image:
@@ -67,12 +66,13 @@ def make_trainer(
         for name in ("callbacks", "eval_dataset", "peft_config", "information_preserving", "information_removing")
         if name in kw
     }
+    model, processor = build(family)
     return trainer_class(
-        model=kw.pop("model", None) or digits.build_model(family=family),
+        model=kw.pop("model", None) or model,
         reward_funcs=kw.pop("reward_funcs", hash_reward),
         args=make_config(tmp_path, config_class, **kw),
         train_dataset=dataset if dataset is not None else make_rows([1] * 8),
-        processing_class=digits.build_processor(family=family),
+        processing_class=processor,
         **trainer_kwargs,
     )
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .task import MAX_RESPONSE_TOKENS, is_right
 
@@ -56,13 +63,17 @@ class HeldOutAccuracy(TrainerCallback):
         value = accuracy(model, processor, self.dataset)
         state.log_history.append({"step": state.global_step, "held_out_accuracy": value})
         if state.is_world_process_zero:
-            print(f"step {state.global_step}: held-out accuracy {value:.3f} on {len(self.dataset)} canvases", flush=True)
+            print(
+                f"step {state.global_step}: held-out accuracy {value:.3f} on {len(self.dataset)} canvases", flush=True
+            )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._measure(state, kwargs["model"], kwargs["processing_class"])
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             self._measure(state, kwargs["model"], kwargs["processing_class"])

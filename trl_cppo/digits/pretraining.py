@@ -36,6 +36,7 @@ DEGRADED_SHARE = 0.3
 DEGRADATIONS = ("noise_boxes", "zoom_crop")
 
 _MANIFEST = "warm_start.json"
+_CODE = ("digits/task.py", "digits/model.py", "digits/pretraining.py", "views.py")
 _RESULT_DEPENDS_ON = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "Pillow", "scikit-learn")
 
 
@@ -81,8 +82,7 @@ def warm_start(seed: int = 0, steps: int = STEPS, cache_dir: str | Path | None =
 
 def _cache_key(seed: int, steps: int) -> str:
     """A hash of all that the result depends on: arguments, code, library versions, processor."""
-    here = Path(__file__).parent
-    code = [path.read_bytes() for path in sorted(here.glob("*.py")) + [here.parent / "views.py"]]
+    code = [(Path(__file__).parents[1] / name).read_bytes() for name in _CODE]
     versions = [f"{name} {version(name)}" for name in _RESULT_DEPENDS_ON]
     rest = json.dumps([seed, steps, versions, platform.machine()]).encode()
     return hashlib.sha256(b"".join([*code, rest])).hexdigest()[:16]

@@ -1,0 +1,166 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""examples/train_cppo.py as a user runs it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_rows
+from datasets import DatasetDict
+from huggingface_hub import HfApi
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from trl_cppo import digits
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_cppo.py"
+QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "16", "--eval_canvases", "20", "--save_steps", "1"]
+OWN = [
+    "--use_cpu", "--bf16", "False", "--max_steps", "2", "--per_device_train_batch_size", "8", "--num_generations", "4",
+    "--max_completion_length", "8", "--report_to", "none", "--logging_steps", "1", "--save_steps", "1",
+    "--learning_rate", "1e-3",
+]  # fmt: skip
+
+
+def run(*arguments, cwd, launcher=(sys.executable,)):
+    return subprocess.run(
+        [*launcher, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("train_cppo", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_cppo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def own_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    digits.build_model().save_pretrained(folder)
+    digits.build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_dataset(tmp_path_factory):
+    """A local folder of the layout of a data set on the Hub."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "data").mkdir()
+    make_rows([1, 2, 0, 1]).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    make_rows([1, 1]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
+def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_path):
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    first = run(*QUICK, cwd=tmp_path, launcher=launcher)
+    assert first.returncode == 0, first.stderr[-3000:]
+    output = tmp_path / "cppo-digits"
+    model = AutoModelForImageTextToText.from_pretrained(output)
+    processor = AutoProcessor.from_pretrained(output)
+    report = json.loads((output / "metrics.json").read_text())
+    held_out = digits.make_dataset("held_out", 20, seed=1)
+    assert report["held_out_accuracy"]["after"] == digits.accuracy(model, processor, held_out)
+    assert report["steps"] == 2 and [step for step, _ in report["history"]["held_out_accuracy"]] == [0, 2]
+    assert set(report["history"]) == {
+        "reward", "held_out_accuracy", "cpl/loss", "cpl/perception_ratio", "cpl/contrast_accuracy",
+    }  # fmt: skip
+    card = (output / "README.md").read_text()
+    assert "- cppo" in card and "# Model Card for cppo-digits" in card
+    with Image.open(output / "training.png") as picture:
+        assert min(picture.size) > 500
+    second = run(*QUICK, "--output_dir", "again", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert (tmp_path / "again" / "metrics.json").read_bytes() == (output / "metrics.json").read_bytes()
+
+
+def test_own_model_and_data_with_a_config_file_adapters_and_resume(own_model, own_dataset, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"model_name_or_path: {own_model}\ndataset_name: {own_dataset}\ncpl_coef: 0.5\nmax_steps: 9\n")
+    options = ["--config", config, *OWN, "--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--output_dir", "out"]
+    result = run(*options, "--eval_strategy", "steps", "--eval_steps", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["steps"] == 2 and report["settings"]["cpl_coef"] == 0.5  # the flag wins over the file
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert "eval_reward" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
+    result = run(*options, "--max_steps", "3", "--resume_from_checkpoint", "out/checkpoint-2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [step for step, _ in json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]["reward"]] == [
+        1, 2, 3,
+    ]  # fmt: skip
+
+
+def test_a_saved_dataset_dict_and_a_reward_by_import_path(own_model, tmp_path):
+    DatasetDict({"train": make_rows([1, 1]), "validation": make_rows([1])}).save_to_disk(tmp_path / "data")
+    (tmp_path / "my_rewards.py").write_text(
+        "def length_reward(completion_ids, **kwargs):\n    return [float(len(ids) % 3) for ids in completion_ids]\n"
+    )
+    own = ["--model_name_or_path", own_model, "--dataset_name", "data", *OWN, "--output_dir", "out"]
+    result = run(*own, "--reward_funcs", "my_rewards.length_reward", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "rewards/length_reward/mean" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
+
+
+def error_of(monkeypatch, *arguments):
+    """The one line with which the script stops."""
+    monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        load_script().main()
+    line = str(stop.value.code)
+    assert line.startswith("train_cppo.py: error: ") and "\n" not in line
+    return line
+
+
+def test_errors_are_one_line_that_says_what_to_do(own_model, own_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model_name_or_path", own_model, *OWN, "--output_dir", tmp_path / "out"]
+
+    def error(*arguments):
+        return error_of(monkeypatch, *model, *arguments)
+
+    make_rows([1]).rename_column("prompt", "question").save_to_disk(tmp_path / "no_prompt")
+    make_rows([1]).remove_columns("solution").save_to_disk(tmp_path / "no_solution")
+    make_rows([1]).select([]).save_to_disk(tmp_path / "empty")
+    make_rows([1]).select([]).to_parquet(tmp_path / "no_rows" / "train.parquet")
+    (tmp_path / "three.py").write_text("def three(**kwargs):\n    return [0.0, 1.0, 2.0]\n")
+    assert "no column 'prompt'" in error("--dataset_name", "no_prompt")
+    assert "no column 'solution'" in error("--dataset_name", "no_solution")
+    for name in ("empty", "no_rows"):
+        assert f"{name} cannot be loaded" in error("--dataset_name", name)
+    assert "has no split 'dev', only" in error("--dataset_name", own_dataset, "--dataset_train_split", "dev")
+    assert "--dataset_name is missing" in error()
+    assert "Unknown reward 'acuracy'" in error("--dataset_name", own_dataset, "--reward_funcs", "acuracy")
+    assert "cpl_divergence must be one of" in error("--dataset_name", own_dataset, "--cpl_divergence", "js")
+    assert "nowhere" in error("--dataset_name", tmp_path / "nowhere")
+    assert "no attribute 'four'" in error("--dataset_name", own_dataset, "--reward_funcs", "three.four")
+    result = run(*model, "--dataset_name", own_dataset, "--reward_funcs", "three.three", cwd=tmp_path)
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("ValueError")]
+    assert "'three' returned 3 rewards, but 8 were expected" in line and "Make sure" in line
+
+
+def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tmp_path, monkeypatch):
+    calls = []
+
+    class Repository(str):
+        repo_id = "someone/out"
+
+    def upload_folder(self, **kwargs):
+        calls.append(sorted(path.name for path in Path(kwargs["folder_path"]).iterdir()))
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Repository("url"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    own = ["--model_name_or_path", own_model, "--dataset_name", own_dataset, *OWN, "--save_strategy", "no"]
+    arguments = [*own, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", "someone/out"]
+    monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
+    load_script().main()
+    assert any({"README.md", "model.safetensors", "training.png", "metrics.json"} <= set(names) for names in calls)
