@@ -86,7 +86,19 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
 def test_own_model_and_data_with_a_config_file_adapters_and_resume(own_model, own_dataset, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(f"model_name_or_path: {own_model}\ndataset_name: {own_dataset}\ncpl_coef: 0.5\nmax_steps: 9\n")
-    options = ["--config", config, *OWN, "--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--output_dir", "out"]
+    options = [
+        "--config",
+        config,
+        *OWN,
+        "--use_peft",
+        "--lora_r",
+        "4",
+        "--lora_target_modules",
+        "q_proj",
+        "v_proj",
+        "--output_dir",
+        "out",
+    ]
     result = run(*options, "--eval_strategy", "steps", "--eval_steps", "1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())

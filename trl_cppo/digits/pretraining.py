@@ -32,7 +32,7 @@ LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
 # Without degraded images under true labels a removing view upsets the punctuation as much as the digits, and no entropy
 # shift can tell perception tokens from others.
-DEGRADED_SHARE = 0.3
+DEGRADED_SHARE = 0.1
 DEGRADATIONS = ("noise_boxes", "zoom_crop")
 
 _MANIFEST = "warm_start.json"
