@@ -95,6 +95,16 @@ def qwen3_vl():
     return tf.Qwen3VLForConditionalGeneration(config), _qwen_parts(tf.Qwen3VLProcessor)
 
 
+def qwen3_vl_moe():
+    experts = dict(
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1, mlp_only_layers=[]
+    )
+    vision = {**_qwen3_vision(), "deepstack_visual_indexes": [0]}
+    text = _text(head_dim=16, rope_parameters=_mrope(mrope_interleaved=True), **experts)
+    config = tf.Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **token_ids())
+    return tf.Qwen3VLMoeForConditionalGeneration(config), _qwen_parts(tf.Qwen3VLProcessor)
+
+
 def _qwen3_5_text(**changes):
     return _text(
         head_dim=32, rope_parameters=_mrope(mrope_section=[1, 1, 2], mrope_interleaved=True, partial_rotary_factor=0.25),
@@ -113,7 +123,7 @@ def qwen3_5():
 def qwen3_5_moe():
     experts = dict(
         num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32,
-        output_router_logits=True, router_aux_loss_coef=0.01,
+        router_aux_loss_coef=0.01,
     )  # fmt: skip
     config = tf.Qwen3_5MoeConfig(
         text_config=_qwen3_5_text(**experts), vision_config=_qwen3_vision(), tie_word_embeddings=True, **token_ids()
@@ -138,7 +148,9 @@ def gemma3():
         image_processor=tf.Gemma3ImageProcessor(size={"height": 28, "width": 28}), tokenizer=tokenizer,
         image_seq_length=4, chat_template=tokenizer.chat_template,
     )  # fmt: skip
-    return tf.Gemma3ForConditionalGeneration(config), processor
+    model = tf.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=_RANGE)  # zero by default
+    return model, processor
 
 
 def gemma4():
@@ -354,16 +366,18 @@ def lfm2_vl():
     return tf.Lfm2VlForConditionalGeneration(config), processor
 
 
-_BUILDERS = [
-    qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_5, qwen3_5_moe, gemma3, gemma4, paligemma, llava, llava_next,
-    llava_onevision, internvl, idefics2, idefics3, smolvlm, lfm2_vl,
-]  # fmt: skip
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+_BUILDERS = {
+    builder.__name__: builder
+    for builder in (
+        qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, gemma3, gemma4, paligemma, llava,
+        llava_next, llava_onevision, internvl, idefics2, idefics3, smolvlm, lfm2_vl,
+    )
+}  # fmt: skip
+FAMILIES = list(_BUILDERS)
 
 
 def build(family):
     """A model, the same at each call, and its processor."""
-    [builder] = [builder for builder in _BUILDERS if builder.__name__ == family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return builder()
+        return _BUILDERS[family]()

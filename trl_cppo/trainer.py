@@ -18,6 +18,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of
+from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
 from .metrics import cpl_metrics, cpl_sums
 from .upstream import RepairedGRPOTrainer
@@ -48,20 +49,6 @@ def _refuse(**rollouts: Any) -> None:
                 f"CPPOTrainer does not support {name} yet: its rollouts may bring images of their own, which would "
                 f"have no views. Train without {name}, or use GRPOTrainer."
             )
-
-
-def _check_processor(processing_class: Any) -> None:
-    if not isinstance(processing_class, ProcessorMixin):
-        raise ValueError(
-            f"CPPOTrainer needs a vision-language model with its processor, got a {type(processing_class).__name__}. "
-            "Pass processing_class=AutoProcessor.from_pretrained(...), or train a text-only model with GRPOTrainer."
-        )
-    outputs = processing_class.image_processor.model_input_names
-    if "image_grid_thw" not in outputs:
-        raise ValueError(
-            f"CPPOTrainer does not know the image tensors {outputs} of {type(processing_class).__name__} yet. "
-            "Supported: Qwen2-VL, Qwen2.5-VL and Qwen3-VL. Use GRPOTrainer for other families."
-        )
 
 
 def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
@@ -182,7 +169,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        _check_processor(self.processing_class)
+        self._process_views = ViewProcessor(self.model, self.processing_class)
         self._view_maker = ViewMaker(
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
@@ -194,9 +181,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def _suppress_vision_tokens(self) -> None:
         """Ban the image and video placeholders from sampling, on top of what the user or TRL bans already."""
-        config = self.model.config.to_dict()
-        ids = {config.get(f"{kind}_token_{suffix}") for kind in ("image", "video") for suffix in ("id", "index")}
-        ids = sorted(ids - {None})
+        ids = placeholder_ids(self.model)
         if self.use_vllm:
             # vLLM's sampling parameters reject `suppress_tokens`; `bad_words` bans the same by their text, and unlike
             # `logit_bias`, whose integer keys become strings in JSON, it reaches a vLLM server unharmed.
@@ -213,6 +198,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         key = self._generation_key()
         batch = super()._generate_and_score_completions(inputs)
+        check_image_counts(self._process_views.pixels_by_row, batch.get("num_images"))
         if self.args.cpl_coef == 0:
             return batch
         views = self._make_views(inputs, batch, key)
@@ -265,7 +251,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             return score(model, *args, **kwargs)
         arguments = inspect.signature(score).bind(model, *args, **kwargs).arguments
         num_anchors = arguments["input_ids"].size(0)
-        extended = append_view_rows(arguments, request.rows, request.pairs, self.processing_class.image_processor)
+        extended = append_view_rows(arguments, request.rows, request.pairs, self._process_views)
         request.logps, request.entropies, *rest = score(**extended)
         return request.logps[:num_anchors], request.entropies[:num_anchors], *rest
 

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from transformers import BaseImageProcessor
+
+from .families import ViewProcessor
 
 # How each argument of GRPOTrainer's scoring function is indexed. One that is in none of these sets is refused: a
 # tensor handed on unextended would silently pair view rows with other rows' pixels.
 _BY_ROW = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
-_BY_IMAGE = frozenset({"pixel_values", "image_grid_thw"})
+_SHAPES = frozenset({"image_grid_thw", "image_sizes", "spatial_shapes"})  # they say how many tokens an image makes
+_PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"}
+_COUNTS = frozenset({"num_images", "num_tiles"})
 _PASSED_ON = frozenset({"model", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss"})
 
 
@@ -56,7 +60,7 @@ def split_scores(logps: torch.Tensor, entropies: torch.Tensor, rows: list[int]) 
 
 
 def append_view_rows(
-    scoring: dict[str, Any], rows: list[int], pairs: list[ViewPair], image_processor: BaseImageProcessor
+    scoring: dict[str, Any], rows: list[int], pairs: list[ViewPair], process: ViewProcessor
 ) -> dict[str, Any]:
     """
     The scoring arguments with 2N view rows behind the B anchor rows.
@@ -68,18 +72,19 @@ def append_view_rows(
             The rows that have views.
         pairs (`list[ViewPair]` of length N):
             Their views.
-        image_processor (`BaseImageProcessor`):
-            The model's own image processor; the pixels of a view go through it as the anchor's did.
+        process (`ViewProcessor`):
+            Makes the pixel tensors of the views as the anchor's were made, see [`~families.ViewProcessor`].
 
     Returns:
         `dict[str, Any]`: the extended arguments; `scoring` itself where N = 0.
 
     Raises:
-        `NotImplementedError`: for an argument or an image processor output that is not known here.
-        `ValueError`: if a view does not make as many patches as its image.
+        `NotImplementedError`: for an argument that is not known here, or pixel tensors that the anchor has and the
+            views lack.
+        `ValueError`: if the views of a row do not fill the same image tokens as its images.
     """
     used = {name for name, value in scoring.items() if value is not None}
-    unknown = used - _BY_ROW - _BY_IMAGE - _PASSED_ON - {"num_images"}
+    unknown = used - _BY_ROW - _PIXELS - _COUNTS - _PASSED_ON
     if unknown:
         raise NotImplementedError(
             f"The scoring argument(s) {', '.join(sorted(unknown))} are not known to CPPOTrainer, so view rows cannot "
@@ -91,30 +96,56 @@ def append_view_rows(
     for name in _BY_ROW & used:
         view_rows = scoring[name][rows]
         extended[name] = torch.cat([scoring[name], view_rows, view_rows])
-    images = [pair.preserved for pair in pairs] + [pair.removed for pair in pairs]
-    for name, tensor in _process(image_processor, images, scoring, rows).items():
-        extended[name] = torch.cat([scoring[name], tensor.to(scoring[name].device, scoring[name].dtype)])
-    extended["num_images"] = scoring["num_images"] + [len(row_images) for row_images in images]
+    for name in _COUNTS & used:
+        extended[name] = scoring[name] + 2 * [scoring[name][row] for row in rows]
+    views = process([pair.preserved for pair in pairs] + [pair.removed for pair in pairs])
+    for name in sorted(_PIXELS & used):
+        if name not in views:
+            raise NotImplementedError(
+                f"The image processor made {sorted(views)} of the views, but the batch holds {name} too. This model "
+                "family is not supported yet; cpl_coef=0 trains with GRPO."
+            )
+        entries = _entries_of_rows(name, scoring, process.pixels_by_row)
+        _check_same_shape(name, views[name], scoring[name], entries, rows)
+        extended[name] = _concatenate(scoring[name], views[name], -1 if name == "image_position_ids" else 0)
     return extended
 
 
-def _process(
-    image_processor: BaseImageProcessor, images: list[list[Image.Image]], scoring: dict[str, Any], rows: list[int]
-) -> dict[str, torch.Tensor]:
-    """Pixel tensors of the view rows, checked against the anchor rows: same tensors, same patch grids."""
-    processed = image_processor(images=images, return_tensors="pt")
-    expected = {name for name in _BY_IMAGE if scoring[name] is not None}
-    if set(processed) != expected:
-        raise NotImplementedError(
-            f"{type(image_processor).__name__} returned {sorted(processed)} for the views, but the batch holds "
-            f"{sorted(expected)}. This model family is not supported yet; cpl_coef=0 trains with GRPO."
-        )
-    grids = torch.split(scoring["image_grid_thw"], scoring["num_images"])
-    anchor_grids = torch.cat([grids[row] for row in rows]).cpu()
-    view_grids = processed["image_grid_thw"].cpu()
-    if not torch.equal(torch.cat([anchor_grids, anchor_grids]), view_grids):
-        raise ValueError(
-            f"The views make patch grids {view_grids.tolist()} where their images make {anchor_grids.tolist()} "
-            "(once for each of the two views). A view must keep the size that the model's processor sees."
-        )
-    return dict(processed)
+def _entries_of_rows(name: str, scoring: dict[str, Any], pixels_by_row: bool) -> list[int]:
+    """How many entries along dimension 0 of a pixel tensor belong to each anchor row."""
+    num_images = scoring["num_images"]
+    if pixels_by_row:
+        return [1] * len(num_images)
+    if name == "pixel_values" and scoring.get("image_grid_thw") is not None:
+        patches = scoring["image_grid_thw"].prod(dim=-1)
+        return [int(row_patches.sum()) for row_patches in torch.split(patches, num_images)]
+    return num_images if scoring.get("num_tiles") is None else scoring["num_tiles"]
+
+
+def _check_same_shape(
+    name: str, views: torch.Tensor, anchors: torch.Tensor, entries: list[int], rows: list[int]
+) -> None:
+    """A view of another size would fill other image tokens, or push the pixels of every row behind it out of place."""
+    expected = 2 * sum(entries[row] for row in rows)
+    if views.size(0) != expected:
+        raise ValueError(f"The views make {views.size(0)} entries of {name} where their images make {expected}.")
+    if name in _SHAPES:
+        by_row = torch.split(anchors, entries)
+        shapes = torch.cat([by_row[row] for row in rows]).cpu()
+        if not torch.equal(torch.cat([shapes, shapes]), views.cpu()):
+            raise ValueError(
+                f"The views make {name} {views.tolist()} where their images make {shapes.tolist()} (once for each of "
+                "the two views). A view must keep the size that the model's processor sees."
+            )
+
+
+def _concatenate(anchors: torch.Tensor, views: torch.Tensor, padding: int) -> torch.Tensor:
+    """Along dimension 0, the others padded at the end to the larger: processors pad to the largest image they see."""
+    views = views.to(anchors.device, anchors.dtype)
+    shape = [max(sizes) for sizes in zip(anchors.shape[1:], views.shape[1:], strict=True)]
+
+    def padded(tensor: torch.Tensor) -> torch.Tensor:
+        missing = [new - old for new, old in zip(shape, tensor.shape[1:], strict=True)]
+        return F.pad(tensor, [side for amount in reversed(missing) for side in (0, amount)], value=padding)
+
+    return torch.cat([padded(anchors), padded(views)])

@@ -1,0 +1,119 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Every model family: the view rows get the pixels of their own row, and λ = 0 is GRPOTrainer."""
+
+import pytest
+import torch
+from conftest import logged, make_rows, make_trainer, weights
+from PIL import ImageOps
+from tiny_models import FAMILIES, build
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.families import placeholder_ids
+
+ONE_IMAGE_ONLY = ["paligemma", "llava_onevision"]
+SIZES = [(56, 56), (84, 42), (42, 70)]
+
+
+def counts_of(family, kind):
+    """Images of each row of the data set, or a skip where GRPOTrainer itself cannot train it."""
+    if kind != "one" and family in ONE_IMAGE_ONLY:
+        pytest.skip("GRPOTrainer takes one image a row of this family")
+    return {"one": [1, 1, 1, 1], "several": [1, 2, 3, 1], "mixed": [2, 0, 1, 2]}[kind]
+
+
+def prompt_text(processor, num_images):
+    content = [{"type": "image"}] * num_images + [{"type": "text", "text": "sum?"}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def score_alone(trainer, batch, row, images):
+    """Log-probabilities of one row's completion: its tokens, the full processor's pixels of some images, plain logits."""
+    processor, completion = trainer.processing_class, batch["completion_ids"][row].unsqueeze(0)
+    inputs = processor(images=[images], text=[prompt_text(processor, len(images))], return_tensors="pt")
+    parts = [("input_ids", "prompt_ids", "completion_ids"), ("attention_mask", "prompt_mask", "completion_mask")]
+    tokens = {name: torch.cat([batch[prompt], batch[end]], dim=1)[row, None] for name, prompt, end in parts}
+    tokens.update({name: batch[name][row, None] for name in ("token_type_ids", "mm_token_type_ids") if name in batch})
+    pixels = {name: value for name, value in inputs.items() if name not in {*tokens, "labels"}}
+    with torch.no_grad():
+        logits = trainer.model(**tokens, **pixels).logits[0, -completion.size(1) - 1 : -1].float()
+    return torch.log_softmax(logits / trainer.temperature, dim=-1).gather(1, completion.T).squeeze(1)
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "mixed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind):
+    trainer = make_trainer(
+        tmp_path, make_rows(counts_of(family, kind), sizes=SIZES), family=family, gate_by_advantage=False,
+        per_device_train_batch_size=4, gradient_accumulation_steps=4,
+        information_preserving=lambda image, generator: image,
+        information_removing=lambda image, generator: ImageOps.invert(image),
+    )  # fmt: skip
+    requests = []
+    original = trainer._contrastive_perception_loss
+    trainer._contrastive_perception_loss = lambda inputs, request: (
+        requests.append(request),
+        original(inputs, request),
+    )[1]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 4
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))  # shuffles the rows and cuts them into four
+    checked, moved = 0, 0.0
+    for batch in trainer._buffered_inputs:
+        trainer.compute_loss(trainer.model, batch)
+        request = requests.pop()
+        num_rows, num_views = len(batch["advantages"]), len(request.rows)
+        for place, (row, pair) in enumerate(zip(request.rows, request.pairs, strict=True)):
+            mask = batch["completion_mask"][row].bool()
+            anchor = request.logps[row][mask]
+            preserved = request.logps[num_rows + place][mask]
+            removed = request.logps[num_rows + num_views + place][mask]
+            torch.testing.assert_close(preserved, anchor, rtol=0, atol=2e-5)
+            expected = score_alone(trainer, batch, row, pair.removed)[mask]
+            torch.testing.assert_close(removed, expected, rtol=0, atol=2e-5)
+            checked += 1
+            moved = max(moved, float((removed - anchor).detach().abs().max()))
+    assert checked == 4 * sum(count > 0 for count in counts_of(family, kind))
+    assert moved > 1e-3  # the comparison can tell one image from another
+
+
+@pytest.mark.parametrize("kind", ["one", "several"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_trains_and_lambda_zero_is_grpo(tmp_path, family, kind):
+    dataset = make_rows(counts_of(family, kind), sizes=SIZES)
+    banned = {"suppress_tokens": placeholder_ids(build(family)[0])}
+
+    def run(trainer_class, config_class, **settings):
+        trainer = make_trainer(
+            tmp_path, dataset, trainer_class, config_class, family=family, generation_kwargs=banned, **settings
+        )
+        trainer.train()
+        return trainer
+
+    grpo = run(GRPOTrainer, GRPOConfig)
+    zero = run(CPPOTrainer, CPPOConfig, cpl_coef=0.0, suppress_vision_tokens=False)
+    cppo = run(CPPOTrainer, CPPOConfig, cpl_coef=1.0)
+    first, second, third = weights(grpo), weights(zero), weights(cppo)
+    assert logged(grpo, "loss") == logged(zero, "loss")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+    assert max(logged(cppo, "cpl/perception_ratio")) > 0 and max(logged(cppo, "cpl/loss")) > 0
+    assert all(torch.isfinite(value).all() for value in third.values())
+
+
+def test_an_unlisted_family_is_refused_by_its_name(tmp_path):
+    model, processor = build("llava")
+    model.config.model_type = "llava_of_tomorrow"
+    with pytest.raises(ValueError, match="does not recognise the model type 'llava_of_tomorrow'.*Known.*qwen2_vl"):
+        make_trainer(tmp_path, family="llava", model=model)
+
+
+def test_row_indexed_pixels_that_trl_would_cut_by_image_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path, make_rows([2, 0, 1, 1]), family="idefics3", per_device_train_batch_size=16)
+    with pytest.raises(ValueError, match="as many images as rows, but not one each"):
+        trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+
+
+def test_the_embedded_model_is_one_of_the_families():
+    assert type(build("qwen2_5_vl")[0]) is type(digits.build_model())

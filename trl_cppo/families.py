@@ -1,0 +1,94 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The model families whose view rows CPPOTrainer can append, and what is particular to each."""
+
+from typing import Any
+
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+# By `config.model_type`: what the family's processor tells its image processor, where that is not the latter's default.
+_IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma3": {},
+    "gemma4": {},
+    "idefics2": {},
+    "idefics3": {},
+    "internvl": {"crop_to_patches": True},
+    "lfm2_vl": {},
+    "llava": {},
+    "llava_next": {},
+    "llava_onevision": {},
+    "paligemma": {},
+    "qwen2_5_vl": {},
+    "qwen2_vl": {},
+    "qwen3_5": {},
+    "qwen3_5_moe": {},
+    "qwen3_vl": {},
+    "qwen3_vl_moe": {},
+    "smolvlm": {},
+}
+# Their pixels have one entry a row, padded to the row with the most images.
+_BY_ROW = ("idefics2", "idefics3", "smolvlm")
+
+
+class ViewProcessor:
+    """
+    Makes a family's pixel tensors from a list of images for each view row.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): its `config.model_type` names the family.
+        processor (`ProcessorMixin`): its image processor makes the pixels, as it made the anchors'.
+
+    Attributes:
+        pixels_by_row (`bool`): whether the pixels have one entry a row, whatever the number of its images.
+
+    Raises:
+        `ValueError`: for a processing class that is a plain tokenizer, or a family that is not known here.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+        if not isinstance(processor, ProcessorMixin):
+            raise ValueError(
+                f"CPPOTrainer needs a vision-language model with its processor, got a {type(processor).__name__}. Pass "
+                "processing_class=AutoProcessor.from_pretrained(...), or train a text-only model with GRPOTrainer."
+            )
+        family = model.config.model_type
+        if family not in _IMAGE_OPTIONS:
+            raise ValueError(
+                f"CPPOTrainer does not recognise the model type {family!r}, so it cannot tell which pixels belong to "
+                f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
+            )
+        self.pixels_by_row = family in _BY_ROW
+        self._image_processor = processor.image_processor
+        self._options = _IMAGE_OPTIONS[family]
+
+    def __call__(self, images: list[list[Image.Image]]) -> dict[str, Any]:
+        """Tensors by name, along dimension 0 in the order of the images; what else the image processor returns."""
+        return dict(self._image_processor(images=images, return_tensors="pt", **self._options))
+
+
+def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> None:
+    """
+    Refuse a generation batch whose pixels TRL would hand to the wrong rows.
+
+    TRL (1.15, 1.16) takes `pixel_values` for one entry an image wherever it has as many entries as there are images.
+    Where a family has one entry a row, rows without an image can make the two numbers equal by chance.
+
+    Raises:
+        `ValueError`: for such a batch.
+    """
+    if num_images is None or not pixels_by_row:
+        return
+    if sum(num_images) == len(num_images) and set(num_images) != {1}:
+        raise ValueError(
+            f"The rows of this generation batch have {num_images} images: as many images as rows, but not one each. "
+            "TRL would cut the pixels of this model family in the wrong places. Drop the text-only rows."
+        )
+
+
+def placeholder_ids(model: PreTrainedModel) -> list[int]:
+    """The token ids that stand for image, video and audio features in a prompt, and must not be sampled."""
+    config = model.config.to_dict()
+    kinds, suffixes = ("image", "video", "audio"), ("id", "index")
+    ids = {config.get(f"{kind}_token_{suffix}") for kind in kinds for suffix in suffixes}
+    return sorted(ids - {None})
