@@ -179,3 +179,20 @@ def test_accuracy_agrees_with_one_row_at_a_time(warm_model):
         text = processor.tokenizer.decode(ids[0, 21:]).split("<|endoftext|>")[0]
         right += digits.sum_reward([[{"role": "assistant", "content": text}]], [row["solution"]])[0]
     assert value == right / 24 and 0.3 < value < 1.0
+
+
+def test_cppo_learns_the_canvases_that_it_trains_on(warm_model, tmp_path):
+    trainer = CPPOTrainer(
+        model=str(warm_model),
+        reward_funcs=digits.sum_reward,
+        args=make_config(
+            tmp_path, per_device_train_batch_size=128, num_generations=8, max_completion_length=28, max_steps=30,
+            learning_rate=2e-4, lr_scheduler_type="constant",
+        ),
+        train_dataset=digits.make_dataset("rl", 16, seed=7),
+    )  # fmt: skip
+    trainer.train()
+    reward = logged(trainer, "reward")
+    # measured with seeds 0 to 4: the mean over five steps rose by 0.078, 0.070, 0.066, 0.058, 0.049
+    assert np.mean(reward[-5:]) - np.mean(reward[:5]) > 0.03
+    assert min(logged(trainer, "cpl/gated_ratio")) > 0
