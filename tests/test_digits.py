@@ -5,9 +5,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import logged, make_config
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from trl_cppo import digits
+from trl_cppo import CPPOTrainer, digits
 from trl_cppo.digits import pretraining, task
 from trl_cppo.rewards import think_boxed_format_reward
 
