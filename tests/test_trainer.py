@@ -507,9 +507,6 @@ def test_refusals(tmp_path):
             CPPOTrainer(**{**arguments, **changes})
 
     refused(TypeError, "must be a CPPOConfig, got GRPOConfig", args=make_config(tmp_path, GRPOConfig))
-    refused(ValueError, "does not support tools", tools=[print])
-    refused(ValueError, "does not support rollout_func", rollout_func=print)
-    refused(ValueError, "does not support environment_factory", environment_factory=print)
     refused(ValueError, "GRPOTrainer", processing_class=processor.tokenizer)
     no_prompt = make_rows([1]).rename_column("prompt", "question")
     refused(ValueError, "no column 'prompt'; its columns are .*question", train_dataset=no_prompt)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in three overrides that call `super()`.
+"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in four overrides that call `super()`.
 
 Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
 """
@@ -40,15 +40,6 @@ class _ViewScoring:
     pairs: list[ViewPair]
     logps: torch.Tensor | None = None  # (B + 2N, T)
     entropies: torch.Tensor | None = None  # (B + 2N, T)
-
-
-def _refuse(**rollouts: Any) -> None:
-    for name, value in rollouts.items():
-        if value:
-            raise ValueError(
-                f"CPPOTrainer does not support {name} yet: its rollouts may bring images of their own, which would "
-                f"have no views. Train without {name}, or use GRPOTrainer."
-            )
 
 
 def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
@@ -102,12 +93,13 @@ class CPPOTrainer(RepairedGRPOTrainer):
         eval_dataset, processing_class, reward_processing_classes, callbacks, optimizers, quantization_config, peft_config:
             As in GRPOTrainer.
         tools, rollout_func, environment_factory:
-            Refused: their rollouts may bring images of their own, which have no views.
+            As in GRPOTrainer. Images that tools and environments return get views like those of the prompt; tokens of
+            tool results never count in the CPL. A rollout function's rows keep the images of the data set.
 
     Raises:
         `TypeError`: if `args` is not a CPPOConfig.
-        `ValueError`: for a text-only processing class, an unsupported model family, tools, environments or rollout
-            functions, a data set without rows, prompts or images.
+        `ValueError`: for a text-only processing class, an unsupported model family, a data set without rows, prompts
+            or images.
     """
 
     _tag_names = ["trl", "cppo"]
@@ -152,10 +144,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
             raise TypeError(
                 f"args must be a CPPOConfig, got {type(args).__name__}. CPPOConfig takes every argument of GRPOConfig."
             )
-        _refuse(tools=tools, rollout_func=rollout_func, environment_factory=environment_factory)
-        check_dataset(train_dataset, "train_dataset")
-        for key, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
-            check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
+        if not tools and environment_factory is None:  # these may bring the images, an environment even the prompts
+            check_dataset(train_dataset, "train_dataset")
+            for key, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+                check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -168,6 +160,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
         )
         self._process_views = ViewProcessor(self.model, self.processing_class)
         self._view_maker = ViewMaker(
@@ -176,6 +171,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             seed=args.seed,
         )
         self._view_scoring: _ViewScoring | None = None
+        self._rollout_images: list[list[Any] | None] | None = None
         if args.suppress_vision_tokens:
             self._suppress_vision_tokens()
 
@@ -206,6 +202,17 @@ class CPPOTrainer(RepairedGRPOTrainer):
         # A list of B entries and a 0-dim tensor: TRL shuffles and splits the first by row and passes the second on.
         return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
 
+    def _generate(self, prompts: list[Any]):
+        output = super()._generate(prompts)
+        *_, self._rollout_images, _ = output  # with what tools and environments added
+        return output
+
+    def _images_of_row(self, row: int, example: dict[str, Any]) -> tuple[str, list[Any], bool]:
+        """The column and the images that a rollout was scored with, and whether its whole group has the same."""
+        if self.tools or self.environment_factories is not None:
+            return "images of the rollout", list((self._rollout_images or {row: None})[row] or []), False
+        return *images_of(example), True
+
     def _generation_key(self) -> tuple[str, int, int]:
         """What identifies this generation batch in the run, also after a resume (TRL restarts its `_step` at 0)."""
         if self.model.training:
@@ -226,22 +233,25 @@ class CPPOTrainer(RepairedGRPOTrainer):
         first_row = self.accelerator.process_index * len(inputs)
         views, by_prompt = [], {}
         for row, (example, row_gated) in enumerate(zip(inputs, gated.tolist(), strict=True)):
-            column, images = images_of(example)
-            if len(images) != num_images[row]:
+            column, images, shared = self._images_of_row(row, example)
+            if len(images) != num_images[row] and (shared or num_images[row]):  # TRL drops images of overlong rollouts
                 raise ValueError(
                     f"Row {row} of the generation batch has {len(images)} image(s) in column {column!r}, but its "
                     f"rollout was scored with {num_images[row]}. Give every row the same columns."
                 )
+            if not row_gated or num_images[row] == 0:
+                views.append(None)
+                continue
             prompt = (first_row + row) // group_size
-            if row_gated and images and prompt not in by_prompt:
+            if prompt not in by_prompt or not shared:
                 try:
                     by_prompt[prompt] = self._view_maker(images, *key, prompt)
                 except ValueError as error:
-                    shown = textwrap.shorten(str(example["prompt"]), 80)
+                    shown = textwrap.shorten(str(example.get("prompt")), 80)
                     raise ValueError(
                         f"Row {row} of the generation batch (prompt {shown}), column {column!r}, {error}"
                     ) from error
-            views.append(by_prompt[prompt] if row_gated and images else None)
+            views.append(by_prompt[prompt])
         return views
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):

@@ -1,0 +1,169 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Tools, environments and rollout functions: images that a rollout gathers get views, tool tokens never count."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+from conftest import hash_reward, make_config, make_rows, picture
+from PIL import ImageOps
+from tiny_models import build
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from trl_cppo import CPPOTrainer
+from trl_cppo.losses import perception_token_mask
+
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+_SPECIAL += ["<|video_pad|>", "<tool_call>", "</tool_call>"]
+CALL = '<tool_call>\n{"name": "zoom", "arguments": {"side": 2}}\n</tool_call>'
+
+
+@pytest.fixture
+def model_and_processor():
+    """A Qwen3-VL whose tokens are bytes, with the chat template that TRL knows how to call tools with."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*_SPECIAL, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
+        additional_special_tokens=_SPECIAL[:7],
+    )  # fmt: skip
+    tokenizer.add_tokens(_SPECIAL[7:])
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja").read_text()
+    model, processor = build("qwen3_vl")
+    config = model.config
+    config.text_config.vocab_size = len(tokenizer)
+    ids = dict(zip(_SPECIAL, range(len(_SPECIAL)), strict=True))
+    config.image_token_id, config.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
+    config.vision_start_token_id, config.vision_end_token_id = ids["<|vision_start|>"], ids["<|vision_end|>"]
+    config.text_config.pad_token_id, config.text_config.eos_token_id = 0, ids["<|im_end|>"]
+    torch.manual_seed(0)
+    processor = Qwen3VLProcessor(
+        image_processor=processor.image_processor, tokenizer=tokenizer, video_processor=processor.video_processor,
+        chat_template=template,
+    )  # fmt: skip
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+def scripted(trainer, turns):
+    """Sampling replaced by texts: `turns[turn][row]`, and in later turns the rows that called a tool."""
+    turn, tokenizer = itertools.count(), trainer.processing_class.tokenizer
+
+    def generate(prompt_ids, *args, **kwargs):
+        texts = turns[min(next(turn), len(turns) - 1)]
+        return [tokenizer(texts[row] + "<|im_end|>")["input_ids"] for row in range(len(prompt_ids))], None
+
+    trainer._generate_single_turn = generate
+
+
+def make_agent(tmp_path, parts, dataset, **settings):
+    model, processor = parts
+    trainer_settings = {
+        name: settings.pop(name) for name in ("tools", "rollout_func", "environment_factory") if name in settings
+    }
+    return CPPOTrainer(
+        model=model, processing_class=processor, reward_funcs=hash_reward, train_dataset=dataset,
+        args=make_config(tmp_path, max_completion_length=400, gate_by_advantage=False, **settings),
+        information_preserving=lambda image, generator: image,
+        information_removing=lambda image, generator: ImageOps.invert(image),
+        **trainer_settings,
+    )  # fmt: skip
+
+
+def score(trainer):
+    """A generation batch, and the log-probabilities of its anchors and views."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    seen = []
+    cpl = trainer._contrastive_perception_loss
+    trainer._contrastive_perception_loss = lambda inputs, request: (seen.append(request), cpl(inputs, request))[1]
+    loss = trainer.compute_loss(trainer.model, batch)
+    return batch, seen[0], loss
+
+
+def assert_preserved_rows_equal_their_anchors(batch, request):
+    num_rows, mask = len(batch["advantages"]), batch["completion_mask"].bool()
+    for place, row in enumerate(request.rows):
+        anchor, preserved = request.logps[row][mask[row]], request.logps[num_rows + place][mask[row]]
+        removed = request.logps[num_rows + len(request.rows) + place][mask[row]]
+        torch.testing.assert_close(preserved, anchor, rtol=0, atol=2e-5)
+        assert (removed - anchor).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("counts", [[1, 2], [0, 0]])
+def test_images_of_a_tool_get_views_and_its_tokens_do_not_count(tmp_path, model_and_processor, monkeypatch, counts):
+    masks = []
+    monkeypatch.setattr(
+        "trl_cppo.trainer.perception_token_mask",
+        lambda entropies, removed, mask, **settings: (
+            masks.append(mask),
+            perception_token_mask(entropies, removed, mask, **settings),
+        )[1],
+    )
+
+    def zoom(side: int):
+        """
+        Zoom in.
+
+        Args:
+            side: The side.
+        """
+        return [{"type": "image", "image": picture(99)}, {"type": "text", "text": "here"}]
+
+    trainer = make_agent(tmp_path, model_and_processor, make_rows(counts), tools=[zoom])
+    scripted(trainer, [[CALL, "no"] * 4, [f"yes{row}" for row in range(4)]])
+    batch, request, loss = score(trainer)
+    with_tool = [row for row in range(8) if row % 2 == 0]
+    assert batch["num_images"] == [counts[row // 4] + (row % 2 == 0) for row in range(8)]
+    assert [len(pair.preserved) if pair else 0 for pair in batch["cpl_views"]] == batch["num_images"]
+    assert_preserved_rows_equal_their_anchors(batch, request)
+    image_tokens = batch["completion_ids"] == trainer.model.config.image_token_id
+    assert image_tokens[with_tool].any(dim=1).all() and not batch["tool_mask"][image_tokens].any()
+    assert masks[0].tolist() == (batch["completion_mask"] * batch["tool_mask"]).bool()[request.rows].tolist()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in trainer.model.parameters() if p.grad is not None)
+
+
+def test_an_environment_that_shows_an_image(tmp_path, model_and_processor):
+    class Room:
+        def reset(self, **row):
+            return [{"type": "image", "image": picture(int(row["solution"]) + 50)}]
+
+        def look(self) -> str:
+            """Look around."""
+            return "nothing"
+
+    rows = make_rows([0, 0]).remove_columns("images")
+    trainer = make_agent(tmp_path, model_and_processor, rows, environment_factory=Room)
+    scripted(trainer, [[f"a{row}" for row in range(8)]])
+    batch, request, _ = score(trainer)
+    assert batch["num_images"] == [1] * 8 and len(request.rows) == 8
+    assert_preserved_rows_equal_their_anchors(batch, request)
+    seen = {pair.preserved[0].tobytes() for pair in request.pairs}
+    assert seen == {picture(50).tobytes(), picture(51).tobytes()}
+
+
+def test_a_rollout_function_with_tokens_from_outside(tmp_path, model_and_processor):
+    def rollout(prompts, trainer):
+        tokenized = trainer._tokenize_prompts(prompts)[0]
+        ids = [
+            trainer.processing_class.tokenizer(f"answer {row}<|im_end|>")["input_ids"] for row in range(len(prompts))
+        ]
+        mask = [[0] * 4 + [1] * (len(row) - 4) for row in ids]
+        return {"prompt_ids": tokenized, "completion_ids": ids, "logprobs": None, "env_mask": mask}
+
+    trainer = make_agent(tmp_path, model_and_processor, make_rows([1, 2]), rollout_func=rollout)
+    batch, request, _ = score(trainer)
+    assert [len(pair.removed) for pair in request.pairs] == batch["num_images"]
+    assert_preserved_rows_equal_their_anchors(batch, request)
+    assert trainer._metrics["train"].pop("cpl/perception_ratio")[0] > 0
+    trainer.compute_loss(trainer.model, {**batch, "tool_mask": torch.zeros_like(batch["tool_mask"])})
+    assert math.isnan(trainer._metrics["train"]["cpl/perception_ratio"][0])  # no token is left to count
