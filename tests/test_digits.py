@@ -147,11 +147,15 @@ def test_an_interrupted_warm_start_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_the_cache_key_covers_arguments_code_and_versions(monkeypatch):
     keys = {pretraining._cache_key(seed, steps) for seed, steps in [(0, 4), (1, 4), (0, 5)]}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    keys.add(pretraining._cache_key(0, 4))
+    torch.set_num_threads(threads)
     monkeypatch.setattr(pretraining, "version", lambda name: "another")
     keys.add(pretraining._cache_key(0, 4))
     monkeypatch.setattr(pretraining, "_CODE", pretraining._CODE[:-1])
     keys.add(pretraining._cache_key(0, 4))
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 # Accuracy and learning ------------------------------------------------------------------------------------------------

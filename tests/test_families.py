@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every model family: the view rows get the pixels of their own row, and λ = 0 is GRPOTrainer."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import logged, make_rows, make_trainer, weights
+from conftest import logged, make_rows, make_trainer, picture, weights
 from PIL import ImageOps
 from tiny_models import FAMILIES, build
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.families import placeholder_ids
+from trl_cppo import CPPOConfig, CPPOTrainer
+from trl_cppo.families import _IMAGE_OPTIONS, ViewProcessor, placeholder_ids
+from trl_cppo.views import to_rgb
 
 ONE_IMAGE_ONLY = ["paligemma", "llava_onevision"]
 SIZES = [(56, 56), (84, 42), (42, 70)]
@@ -115,5 +118,47 @@ def test_row_indexed_pixels_that_trl_would_cut_by_image_are_refused(tmp_path):
         trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
 
 
-def test_the_embedded_model_is_one_of_the_families():
-    assert type(build("qwen2_5_vl")[0]) is type(digits.build_model())
+README_NAMES = {
+    "Qwen2-VL": ["qwen2_vl"], "Qwen2.5-VL": ["qwen2_5_vl"], "Qwen3-VL (dense and MoE)": ["qwen3_vl", "qwen3_vl_moe"],
+    "Qwen3.5 (dense and MoE)": ["qwen3_5", "qwen3_5_moe"], "Gemma 3": ["gemma3"], "Gemma 4": ["gemma4"],
+    "PaliGemma": ["paligemma"], "LLaVA": ["llava"], "LLaVA-NeXT": ["llava_next"],
+    "LLaVA-OneVision": ["llava_onevision"], "InternVL": ["internvl"], "Idefics 2": ["idefics2"],
+    "Idefics 3": ["idefics3"], "SmolVLM": ["smolvlm"], "LFM2-VL": ["lfm2_vl"],
+}  # fmt: skip
+
+
+def test_the_readme_lists_what_is_tested_here():
+    table = (Path(__file__).parents[1] / "README.md").read_text()
+    [row] = [line for line in table.splitlines() if line.startswith("| Model families (one image a row)")]
+    assert row.split("|")[2].strip().split(", ") == list(README_NAMES)
+    assert (
+        sorted(name for names in README_NAMES.values() for name in names) == sorted(FAMILIES) == sorted(_IMAGE_OPTIONS)
+    )
+    [row] = [line for line in table.splitlines() if line.startswith("| Several images a row")]
+    assert "but PaliGemma and LLaVA-OneVision" in row
+    assert [names for names in README_NAMES.values() if names[0] in ONE_IMAGE_ONLY] == [[n] for n in ONE_IMAGE_ONLY]
+
+
+@pytest.mark.parametrize("family", ONE_IMAGE_ONLY)
+def test_grpo_itself_fails_on_several_images_of_these(tmp_path, family):
+    banned = {"suppress_tokens": placeholder_ids(build(family)[0])}
+    trainer = make_trainer(
+        tmp_path, make_rows([1, 2]), GRPOTrainer, GRPOConfig, family=family, generation_kwargs=banned
+    )
+    with pytest.raises(ValueError, match="inhomogeneous shape|Image features and image tokens do not match"):
+        trainer.train()
+
+
+MODES = ["L", "LA", "RGBA", "P", "1", "CMYK"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_of_any_mode_become_the_pixels_that_the_processor_makes(family):
+    model, processor = build(family)
+    process = ViewProcessor(model, processor)
+    for mode in MODES if family != "lfm2_vl" else ["RGB"]:  # its image processor itself takes nothing but RGB
+        image = picture(1).convert("RGBA").convert(mode) if mode != "CMYK" else picture(1).convert(mode)
+        if mode in ("LA", "RGBA"):
+            image.putalpha(100)
+        direct = processor(images=[[image]], text=[prompt_text(processor, 1)], return_tensors="pt")["pixel_values"]
+        assert torch.equal(process([[to_rgb(image)]])["pixel_values"], direct), mode

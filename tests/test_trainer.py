@@ -12,7 +12,7 @@ from conftest import hash_reward, logged, make_config, make_rows, make_trainer, 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits, get_view
+from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.losses import at_least_float32
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]  # all of them: test_families.py
@@ -166,8 +166,8 @@ def test_rollouts_of_a_prompt_share_their_views(tmp_path):
 
 
 def oracle(trainer, batch):
-    """CPL of the batch by scoring each gated row and each of its views alone, in loops over tokens."""
-    row_losses, token_losses = [], []
+    """CPL and metrics of the batch by scoring each gated row and each of its views alone, in loops over tokens."""
+    row_losses, token_losses, shifts, close, far = [], [], [], [], []
     for row, pair in enumerate(batch["cpl_views"]):
         if pair is None:
             continue
@@ -176,6 +176,7 @@ def oracle(trainer, batch):
         scored = [score_alone(trainer, batch, row, x) for x in (images, pair.preserved, pair.removed)]
         (anchor, entropy), (preserved, _), (removed, removed_entropy) = scored
         shift = {t: float(removed_entropy[t] - entropy[t]) for t in range(length)}
+        shifts += shift.values()
         scores = {t: s / (float(removed_entropy[t]) + 1e-6) for t, s in shift.items() if s > 0}
         kept = sorted(scores, key=scores.get, reverse=True)[: max(1, math.floor(0.5 * len(scores)))] if scores else []
         losses = []
@@ -185,9 +186,19 @@ def oracle(trainer, batch):
                 delta = view[t] - anchor[t]
                 distances.append(torch.exp(delta) - delta - 1)
             losses.append(torch.nn.functional.softplus((distances[0] - distances[1]) / 0.1))
+            close.append(distances[0].item())
+            far.append(distances[1].item())
         row_losses.append(sum(losses) / len(losses) if losses else torch.tensor(0.0))
         token_losses += losses
-    return sum(row_losses) / len(row_losses), sum(token_losses) / len(token_losses)
+    metrics = {
+        "gated_ratio": len(row_losses) / len(batch["advantages"]),
+        "perception_ratio": len(close) / len(shifts),
+        "entropy_shift": sum(shifts) / len(shifts),
+        "divergence_preserved": sum(close) / len(close),
+        "divergence_removed": sum(far) / len(far),
+        "contrast_accuracy": sum(c < f for c, f in zip(close, far, strict=True)) / len(close),
+    }
+    return sum(row_losses) / len(row_losses), sum(token_losses) / len(token_losses), metrics
 
 
 def score_alone(trainer, batch, row, images):
@@ -220,9 +231,13 @@ def test_loss_and_gradient_agree_with_scoring_each_view_alone(tmp_path, family, 
     _, both = loss_and_gradients(trainer, batch)
 
     trainer.model.zero_grad()
-    expected = oracle(trainer, batch)[0 if reduction == "sequence" else 1]
+    by_row, by_token, metrics = oracle(trainer, batch)
+    expected = by_row if reduction == "sequence" else by_token
     expected.backward()
-    assert math.isclose(trainer._metrics["train"]["cpl/loss"][-1], expected.item(), rel_tol=1e-4)
+    logged_metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if "cpl/" in name}
+    expected_metrics = {"cpl/loss": expected.item(), **{f"cpl/{name}": value for name, value in metrics.items()}}
+    assert logged_metrics == pytest.approx(expected_metrics, rel=2e-3, abs=1e-7)
+    assert len(set(expected_metrics.values())) == 7  # none could be taken for another
     norm = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
     assert norm > 1e-3
     for name, parameter in trainer.model.named_parameters():
@@ -277,19 +292,23 @@ def test_masked_places_ungated_rows_and_text_rows_do_not_reach_the_cpl(tmp_path)
     assert cpl_of(changed)["cpl/loss"] != pytest.approx(reference["cpl/loss"], rel=1e-5)
 
 
-def test_an_empty_selection_is_zero_and_connected(tmp_path):
-    keep = get_view("gaussian_blur")
-    trainer = make_trainer(tmp_path, cpl_coef=1.0, information_preserving=keep, information_removing=lambda i, g: i)
+def test_an_empty_selection_is_zero_and_connected(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, cpl_coef=1.0)
     batch = generation_batch(trainer)
     assert batch["num_gated_rows"] > 0
-    # the removing view is the image itself, so no entropy rises by more than rounding; mask what rounding leaves
-    batch["completion_mask"] = torch.zeros_like(batch["completion_mask"])
+    monkeypatch.setattr(
+        "trl_cppo.trainer.perception_token_mask", lambda entropies, *args, **kwargs: torch.zeros_like(entropies).bool()
+    )
+    parts = []
+    cpl = trainer._contrastive_perception_loss
+    trainer._contrastive_perception_loss = lambda *args: parts.append(cpl(*args)) or parts[-1]
+    loss_and_gradients(trainer, batch)
     trainer.model.zero_grad()
-    trainer.current_gradient_accumulation_steps = 1
-    loss = trainer.compute_loss(trainer.model, batch)
-    assert loss.item() == 0.0 and loss.requires_grad
-    loss.backward()
-    assert all((p.grad == 0).all() for p in trainer.model.parameters() if p.grad is not None)
+    trainer.compute_loss(trainer.model, batch)
+    assert parts[-1].item() == 0.0 and parts[-1].requires_grad
+    parts[-1].backward()  # alone, so that it is the CPL's own graph that reaches the weights
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    assert gradients and all((gradient == 0).all() for gradient in gradients)
 
 
 # Batching -------------------------------------------------------------------------------------------------------------
@@ -402,7 +421,7 @@ def test_generation_key_separates_generations_and_survives_a_resume(tmp_path):
     )  # fmt: skip
     trainer.train()
     train = [key for key in keys if key[0] == "train"]
-    assert train == [("train", 0, 0), ("train", 0, 2), ("train", 1, 0), ("train", 1, 2)]
+    assert train == [("train", 0, 0), ("train", 0, 1), ("train", 1, 0), ("train", 1, 1)]
     assert [key for key in keys if key[0] == "eval"] == [("eval", 0, 0), ("eval", 0, 1)] * 2
 
 

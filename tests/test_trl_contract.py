@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import make_rows, make_trainer
+from conftest import make_rows, make_trainer, picture
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
@@ -21,6 +21,7 @@ def parameters(method):
 def test_the_overridden_methods_take_what_we_hand_on():
     assert parameters(GRPOTrainer._generate_and_score_completions) == ["inputs"]
     assert parameters(GRPOTrainer.compute_loss) == ["model", "inputs", "return_outputs", "num_items_in_batch"]
+    assert parameters(GRPOTrainer._generate) == ["prompts"]
     assert parameters(GRPOTrainer._tokenize_prompts) == ["prompts"]
     assert parameters(GRPOTrainer._load_from_checkpoint) == ["resume_from_checkpoint", "model"]
 
@@ -56,6 +57,14 @@ def test_the_loss_scores_once_and_in_rows_of_the_batch(grpo):
     assert logps.shape == entropies.shape == batch["completion_ids"].shape
     assert batch["advantages"].shape == (8,) and batch["num_images"] == [1] * 8
     assert not {"cpl_views", "num_gated_rows"} & set(batch)  # the names are still free
+
+
+def test_generation_returns_the_images_last_but_one(grpo):
+    grpo.model.train()
+    content = [{"type": "image", "image": picture(3)}, {"type": "text", "text": "sum?"}]
+    *_, images, tool_images = grpo._generate([[{"role": "user", "content": content}]] * 4)
+    assert [image.tobytes() for [image] in images] == [picture(3).tobytes()] * 4 and tool_images == []
+    assert grpo.tools == [] and grpo.environment_factories is None
 
 
 def test_the_trainer_has_the_attributes_that_we_read(grpo):

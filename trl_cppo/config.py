@@ -42,8 +42,10 @@ class CPPOConfig(GRPOConfig):
             image three times.
         cpl_reduction (`str`, *optional*, defaults to `"sequence"`):
             `"sequence"`: mean over each gated row's perception tokens, summed over rows and divided by the number of
-            gated rows of the optimizer window, over all processes and accumulation steps. `"token"`: the authors' mean
-            over the perception tokens of the micro-batch, divided by the accumulation steps.
+            gated rows of the optimizer window, over all processes and accumulation steps (where the window is not one
+            generation batch: by that of the generation batch, rescaled to the window as TRL's dapo loss rescales
+            tokens). `"token"`: the authors' mean over the perception tokens of the micro-batch, divided by the
+            accumulation steps.
 
         > Parameters that control the views
 
@@ -94,7 +96,8 @@ class CPPOConfig(GRPOConfig):
         default="sequence",
         metadata={
             "help": "'sequence': mean over each gated row's perception tokens, then over the gated rows of the whole "
-            "optimizer window (all processes and accumulation steps), so that the micro-batch size does not matter. "
+            "optimizer window (all processes and accumulation steps; of the generation batch, rescaled, where the window "
+            "is not one generation batch), so that the micro-batch size does not matter. "
             "'token': the authors' mean over the micro-batch's perception tokens, divided by the accumulation steps; "
             "a micro-batch without a gated row then counts as zero, so small micro-batches shrink lambda by up to the "
             "gated share."

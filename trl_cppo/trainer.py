@@ -172,6 +172,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         )
         self._view_scoring: _ViewScoring | None = None
         self._rollout_images: list[list[Any] | None] | None = None
+        self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
             self._suppress_vision_tokens()
 
@@ -214,9 +215,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return *images_of(example), True
 
     def _generation_key(self) -> tuple[str, int, int]:
-        """What identifies this generation batch in the run, also after a resume (TRL restarts its `_step` at 0)."""
+        """What identifies this generation batch in the run, also after a resume: the how manyth of its step it is."""
         if self.model.training:
-            return "train", self.state.global_step, self._step % self.args.gradient_accumulation_steps
+            step, place = self._last_generation
+            self._last_generation = self.state.global_step, place + 1 if step == self.state.global_step else 0
+            return "train", *self._last_generation
         # TRL empties the metrics after each evaluation, so this counts its batches: every evaluation sees the same
         # views, and its curves can be compared.
         return "eval", 0, len(self._metrics["eval"]["reward"])

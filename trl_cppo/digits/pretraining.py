@@ -81,10 +81,11 @@ def warm_start(seed: int = 0, steps: int = STEPS, cache_dir: str | Path | None =
 
 
 def _cache_key(seed: int, steps: int) -> str:
-    """A hash of all that the result depends on: arguments, code, library versions, processor."""
+    """A hash of all that the result depends on: arguments, code, library versions, processor, threads."""
     code = [(Path(__file__).parents[1] / name).read_bytes() for name in _CODE]
     versions = [f"{name} {version(name)}" for name in _RESULT_DEPENDS_ON]
-    rest = json.dumps([seed, steps, versions, platform.machine()]).encode()
+    machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    rest = json.dumps([seed, steps, versions, machine]).encode()
     return hashlib.sha256(b"".join([*code, rest])).hexdigest()[:16]
 
 
