@@ -22,12 +22,16 @@ With a model and a data set (Hub ids or local folders; columns `prompt`, `image`
 Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag, and `--config file.yaml` sets several.
 """
 
+import functools
 import importlib
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
@@ -82,8 +86,8 @@ class Job:
 def parse() -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:
     parser = TrlParser((CPPOScriptArguments, CPPOConfig, ModelConfig))
     # Looked at alone first: CPPOConfig's own defaults (bf16) raise on a machine without a GPU.
-    look = TrlParser((CPPOScriptArguments, ModelConfig))
-    script_args, model_args, _ = look.parse_args_and_config(return_remaining_strings=True)
+    look = TrlParser((CPPOScriptArguments, ModelConfig), add_help=False)
+    script_args, model_args, *_ = look.parse_args_and_config(return_remaining_strings=True)
     if is_embedded(script_args, model_args):
         parser.set_defaults_with_config(**yaml.safe_load(DIGITS_CONFIG.read_text()))  # below the user's file and flags
     return parser.parse_args_and_config()
@@ -114,6 +118,26 @@ def load_split(script_args: CPPOScriptArguments, split: str, required: tuple[str
     return splits[split]
 
 
+class RewardCountError(ValueError):
+    """A reward returned another number of values than there are completions."""
+
+
+def counted(reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
+    """The reward, with its values counted: TRL's own error would come with a page of traceback."""
+
+    @functools.wraps(reward)
+    def checked(completions: list[Any], **kwargs: Any) -> list[float | None]:
+        values = reward(completions=completions, **kwargs)
+        if len(values) != len(completions):
+            raise RewardCountError(
+                f"the reward {reward.__name__} returned {len(values)} values for {len(completions)} completions. "
+                "Return one value a completion, None where it cannot be scored."
+            )
+        return values
+
+    return checked
+
+
 def load_rewards(names: list[str] | None) -> tuple[list[Any], list[float] | None]:
     if names is None:
         functions, weights = zip(*DEFAULT_REWARDS.values(), strict=True)
@@ -125,10 +149,17 @@ def load_rewards(names: list[str] | None) -> tuple[list[Any], list[float] | None
         elif "." in name:
             sys.path.insert(0, str(Path.cwd()))
             module, attribute = name.rsplit(".", 1)
-            functions.append(getattr(importlib.import_module(module), attribute))
+            reward = getattr(importlib.import_module(module), attribute)
+            functions.append(reward if inspect.iscoroutinefunction(reward) else counted(reward))
         else:
             raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(DEFAULT_REWARDS)}, or a dotted import path.")
     return functions, None
+
+
+def check_folder(flag: str, path: str | None) -> None:
+    """Refuse what reads like a path but is none; a Hub id has no dot or slash in front."""
+    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"{flag}: there is no folder {path}.")
 
 
 def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConfig, model_args: ModelConfig) -> Job:
@@ -140,7 +171,10 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
             raise ValueError(
                 f"{flag} is missing. Give a model and a data set, or neither for the embedded digits run."
             )
+    check_folder("--model_name_or_path", model_args.model_name_or_path)
     functions, weights = load_rewards(script_args.reward_funcs)
+    if accuracy_reward in functions and find_spec("math_verify") is None:
+        raise ImportError('accuracy_reward needs math-verify: pip install "trl-cppo[math]", or set --reward_funcs.')
     required = ("prompt", "solution") if accuracy_reward in functions else ("prompt",)
     train_dataset = load_split(script_args, script_args.dataset_train_split, required)
     eval_dataset = None
@@ -193,20 +227,33 @@ def write_report(trainer: CPPOTrainer, title: str) -> None:
         report["held_out_accuracy"] = {"before": values[0], "after": values[-1]}
     output = Path(args.output_dir)
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    if history:
+    if find_spec("matplotlib") is None:
+        trainer.accelerator.print('No training.png: it needs matplotlib, pip install "trl-cppo[digits]".')
+    elif history:
         plot_training(history, output / "training.png", title)
+
+
+def stop(error: Exception) -> NoReturn:
+    message = " ".join(str(error).split())  # one line, whichever library it comes from
+    sys.exit(f"train_cppo.py: error: {message}")
 
 
 def main() -> None:
     try:
         script_args, training_args, model_args = parse()
+        if (
+            isinstance(training_args.resume_from_checkpoint, str)
+            and not Path(training_args.resume_from_checkpoint).is_dir()
+        ):
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint: there is no folder {training_args.resume_from_checkpoint}."
+            )
         if is_embedded(script_args, model_args):
             job = digits_job(script_args, training_args)
         else:
             job = job_from_arguments(script_args, training_args, model_args)
     except (ValueError, OSError, ImportError, AttributeError) as error:
-        message = " ".join(str(error).split())  # one line, whichever library it comes from
-        sys.exit(f"train_cppo.py: error: {message}")
+        stop(error)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     training_args.reward_weights = training_args.reward_weights or job.reward_weights
 
@@ -220,7 +267,10 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    except RewardCountError as error:
+        stop(error)
 
     trainer.save_model(training_args.output_dir)
     trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=script_args.dataset_name)

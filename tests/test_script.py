@@ -155,9 +155,22 @@ def test_errors_are_one_line_that_says_what_to_do(own_model, own_dataset, tmp_pa
     assert "cpl_divergence must be one of" in error("--dataset_name", own_dataset, "--cpl_divergence", "js")
     assert "nowhere" in error("--dataset_name", tmp_path / "nowhere")
     assert "no attribute 'four'" in error("--dataset_name", own_dataset, "--reward_funcs", "three.four")
-    result = run(*model, "--dataset_name", own_dataset, "--reward_funcs", "three.three", cwd=tmp_path)
-    [line] = [line for line in result.stderr.splitlines() if line.startswith("ValueError")]
-    assert "'three' returned 3 rewards, but 8 were expected" in line and "Make sure" in line
+    wrong = error("--dataset_name", own_dataset, "--reward_funcs", "three.three")
+    assert "the reward three returned 3 values for 8 completions. Return one value a completion" in wrong
+    assert "there is no folder ./x" in error("--dataset_name", own_dataset, "--resume_from_checkpoint", "./x")
+    assert "there is no folder ./y" in error("--dataset_name", own_dataset, "--model_name_or_path", "./y")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs math-verify: pip install" in error("--dataset_name", own_dataset)
+
+
+def test_help_lists_every_flag(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_cppo.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        load_script().main()
+    shown = capsys.readouterr().out
+    assert all(
+        f"--{name}" in shown for name in ("cpl_coef", "learning_rate", "use_peft", "dataset_name", "eval_every")
+    )
 
 
 def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tmp_path, monkeypatch):
