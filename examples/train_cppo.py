@@ -241,13 +241,11 @@ def stop(error: Exception) -> NoReturn:
 def main() -> None:
     try:
         script_args, training_args, model_args = parse()
-        if (
-            isinstance(training_args.resume_from_checkpoint, str)
-            and not Path(training_args.resume_from_checkpoint).is_dir()
-        ):
-            raise FileNotFoundError(
-                f"--resume_from_checkpoint: there is no folder {training_args.resume_from_checkpoint}."
-            )
+        checkpoint = training_args.resume_from_checkpoint or ""
+        if checkpoint.lower() == "true":  # the last complete one in the output folder
+            training_args.resume_from_checkpoint = True
+        elif checkpoint and not Path(checkpoint).is_dir():
+            raise FileNotFoundError(f"--resume_from_checkpoint: there is no folder {checkpoint}.")
         if is_embedded(script_args, model_args):
             job = digits_job(script_args, training_args)
         else:

@@ -105,7 +105,7 @@ def test_own_model_and_data_with_a_config_file_adapters_and_resume(own_model, ow
     assert report["steps"] == 2 and report["settings"]["cpl_coef"] == 0.5  # the flag wins over the file
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert "eval_reward" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
-    result = run(*options, "--max_steps", "3", "--resume_from_checkpoint", "out/checkpoint-2", cwd=tmp_path)
+    result = run(*options, "--max_steps", "3", "--resume_from_checkpoint", "true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert [step for step, _ in json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]["reward"]] == [
         1, 2, 3,
