@@ -13,7 +13,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer
 from trl_cppo.families import _IMAGE_OPTIONS, ViewProcessor, placeholder_ids
-from trl_cppo.views import to_rgb
 
 ONE_IMAGE_ONLY = ["paligemma", "llava_onevision"]
 SIZES = [(56, 56), (84, 42), (42, 70)]
@@ -105,6 +104,28 @@ def test_a_run_trains_and_lambda_zero_is_grpo(tmp_path, family, kind):
     assert all(torch.isfinite(value).all() for value in third.values())
 
 
+TEXT_ONLY_PARTS = [
+    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "beta": 0.1},
+    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_iterations": 2},
+]
+
+
+@pytest.mark.parametrize("settings", TEXT_ONLY_PARTS, ids=["rows alone", "reference in parts", "old policy in parts"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ONE_IMAGE_ONLY])
+def test_parts_of_a_mixed_batch_without_an_image(tmp_path, family, settings):
+    model, processor = build(family)
+    model.save_pretrained(tmp_path / "model")  # beta loads its reference model from a path
+    by_row = ViewProcessor(model, processor).pixels_by_row  # of these, TRL cannot tell [2, 0] from [1, 1]
+    trainer = make_trainer(
+        tmp_path, make_rows([1 if by_row else 2, 0]), family=family, model=str(tmp_path / "model"), cpl_coef=1.0,
+        **settings,
+    )  # fmt: skip
+    trainer.train()
+    assert len(logged(trainer, "cpl/loss")) == 2 and max(logged(trainer, "cpl/gated_ratio")) > 0
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+
+
 def test_an_unlisted_family_is_refused_by_its_name(tmp_path):
     model, processor = build("llava")
     model.config.model_type = "llava_of_tomorrow"
@@ -161,4 +182,4 @@ def test_images_of_any_mode_become_the_pixels_that_the_processor_makes(family):
         if mode in ("LA", "RGBA"):
             image.putalpha(100)
         direct = processor(images=[[image]], text=[prompt_text(processor, 1)], return_tensors="pt")["pixel_values"]
-        assert torch.equal(process([[to_rgb(image)]])["pixel_values"], direct), mode
+        assert torch.equal(process([[process.to_rgb(image)]])["pixel_values"], direct), mode

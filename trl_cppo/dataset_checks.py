@@ -1,26 +1,43 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What a data set must hold, checked before anything is loaded or trained."""
+"""What a data set must hold, and which row and column is at fault where it does not."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch.utils.data
 from datasets import Dataset
+from PIL import Image as PILImage
+from transformers import BaseImageProcessor
+from trl import prepare_multimodal_messages
+
+ROW_NAME = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: what errors call the row
+
+
+def image_column(example: dict[str, Any]) -> str:
+    """The column that a row's images come from, by TRL's rule: `images`, else `image`, else the `prompt`'s parts."""
+    return next((column for column in ("images", "image") if column in example), "prompt")
 
 
 def images_of(example: dict[str, Any]) -> tuple[str, list[Any]]:
     """
     The images of one row and the column they come from, in the order in which the prompt shows them.
 
-    TRL's rule: the column `images`, else `image`, else the image parts of the conversational `prompt`.
+    Raises:
+        `TypeError`: if the column `images` holds something other than a list.
     """
-    if "images" in example:
-        return "images", list(example["images"] or [])
-    if "image" in example:
-        return "image", [] if example["image"] is None else [example["image"]]
-    prompt = example["prompt"]
+    column = image_column(example)
+    if column == "images":
+        images = [] if example["images"] is None else example["images"]
+        if not isinstance(images, (list, tuple)):
+            raise TypeError(f"expected a list of images, got {type(images).__name__}.")
+        return column, list(images)
+    if column == "image":
+        return column, [] if example["image"] is None else [example["image"]]
+    prompt = example.get("prompt", [])  # with environments, TRL takes rows without one
     contents = [] if isinstance(prompt, str) else [message["content"] for message in prompt]
     parts = [part for content in contents if isinstance(content, list) for part in content]
-    return "prompt", [part["image"] for part in parts if part["type"] == "image" and part.get("image") is not None]
+    return column, [part["image"] for part in parts if part["type"] == "image" and part.get("image") is not None]
 
 
 def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt",)) -> None:
@@ -53,3 +70,113 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
             f"{name} has no column 'image' or 'images', and its first prompt holds no image; its columns are {columns}. "
             "CPPO contrasts views of images: rename the image column, or train with GRPOTrainer."
         )
+
+
+class LocatedRows(torch.utils.data.Dataset):
+    """
+    A data set whose rows know their place, and whose reading errors name row and column.
+
+    Images are decoded where the data loader reads a row, long before CPPO sees it, and `datasets` and PIL say neither
+    which row nor which column they could not read.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): the rows; each gets the entry `ROW_NAME` on top of its columns.
+        name (`str`): how errors call the data set.
+    """
+
+    def __init__(self, dataset: Dataset, name: str):
+        self._dataset = dataset
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """
+        Raises:
+            `ValueError`: naming the first row that cannot be read and its column.
+        """
+        try:
+            rows = self._dataset.__getitems__(indices)
+        except Exception as error:  # PIL raises SyntaxError and its own DecompressionBombError too
+            raise ValueError(self._find_fault(indices) or str(error)) from error
+        return [{**row, ROW_NAME: self._row_name(index)} for index, row in zip(indices, rows, strict=True)]
+
+    def _row_name(self, index: int) -> str:
+        return f"Row {index} of {self._name}"
+
+    def _find_fault(self, indices: list[int]) -> str | None:
+        for index in dict.fromkeys(indices):
+            error = self._reading_error(self._dataset, index)
+            if error is not None:
+                return f"{self._row_name(index)}, {self._blame_column(index)} cannot be read: {error}"
+        return None
+
+    def _blame_column(self, index: int) -> str:
+        columns = self._dataset.column_names
+        if self._dataset.format["type"] != "custom":  # a transform may need all columns, so none can be read alone
+            for column in columns:
+                if self._reading_error(self._dataset.select_columns([column]), index) is not None:
+                    return f"column {column!r}"
+        return f"one of the columns {columns}"
+
+    @staticmethod
+    def _reading_error(dataset: Dataset, index: int) -> str | None:
+        try:
+            dataset[index]
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+
+def row_name(example: dict[str, Any], position: int) -> str:
+    """What errors call a row: its place in the data set if it is known (not for a stream), else in the batch."""
+    return example.get(ROW_NAME, f"Row {position} of the generation batch")
+
+
+def row_names(examples: Sequence[dict[str, Any]], limit: int = 8) -> str:
+    """What errors call the rows of a batch, each named once, and at most `limit` of them."""
+    names = list(dict.fromkeys(row_name(example, position) for position, example in enumerate(examples)))
+    return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def find_image_fault(examples: Sequence[dict[str, Any]], image_processor: BaseImageProcessor) -> str | None:
+    """
+    Look for the row that broke a batch: tries each row's images again, alone. For use after an error only.
+
+    Args:
+        examples (`list[dict]`): the rows of a generation batch.
+        image_processor (`BaseImageProcessor`): what the images must pass.
+
+    Returns:
+        `str` or `None`: a sentence that names row and column and says what is wrong; `None` if every row is fine.
+    """
+    for position, example in enumerate(examples):
+        fault = _image_fault(example, image_processor)
+        if fault is not None:
+            return f"{row_name(example, position)}, column {image_column(example)!r}{fault}"
+    return None
+
+
+def _image_fault(example: dict[str, Any], image_processor: BaseImageProcessor) -> str | None:
+    try:
+        column, images = images_of(example)
+        if isinstance(example.get("prompt"), list):
+            prepare_multimodal_messages(example["prompt"], [] if column == "prompt" else images)
+    except Exception as error:
+        return f": {error}"
+    for place, image in enumerate(images):
+        try:
+            image_processor(images=[[image]], return_tensors="pt")
+        except Exception as error:
+            return f", image {place} ({_describe(image)}): {error}"
+    return None
+
+
+def _describe(image: Any) -> str:
+    if isinstance(image, (str, type(None))):
+        return repr(image)
+    return f"{image.width}x{image.height}" if isinstance(image, PILImage.Image) else type(image).__name__

@@ -6,6 +6,9 @@ from typing import Any
 
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.image_utils import load_image
+
+from .views import to_rgb
 
 # By `config.model_type`: what the family's processor tells its image processor, where that is not the latter's default.
 _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -29,6 +32,8 @@ _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Their pixels have one entry a row, padded to the row with the most images.
 _BY_ROW = ("idefics2", "idefics3", "smolvlm")
+# Their processors read images with `load_image`: upright by their EXIF data, transparency dropped and not laid over white.
+_LOAD_IMAGE = ("idefics2",)
 
 
 class ViewProcessor:
@@ -41,6 +46,7 @@ class ViewProcessor:
 
     Attributes:
         pixels_by_row (`bool`): whether the pixels have one entry a row, whatever the number of its images.
+        to_rgb (`Callable`): makes an RGB image of any other as the family's processor does.
 
     Raises:
         `ValueError`: for a processing class that is a plain tokenizer, or a family that is not known here.
@@ -59,6 +65,7 @@ class ViewProcessor:
                 f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
             )
         self.pixels_by_row = family in _BY_ROW
+        self.to_rgb = load_image if family in _LOAD_IMAGE else to_rgb
         self._image_processor = processor.image_processor
         self._options = _IMAGE_OPTIONS[family]
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl.trainer.utils import get_config_model_id
 
 from .config import CPPOConfig
-from .dataset_checks import check_dataset, images_of
+from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
 from .metrics import cpl_metrics, cpl_sums
@@ -169,6 +169,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
             seed=args.seed,
+            to_rgb=self._process_views.to_rgb,
         )
         self._view_scoring: _ViewScoring | None = None
         self._rollout_images: list[list[Any] | None] | None = None
@@ -239,7 +240,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             column, images, shared = self._images_of_row(row, example)
             if len(images) != num_images[row] and (shared or num_images[row]):  # TRL drops images of overlong rollouts
                 raise ValueError(
-                    f"Row {row} of the generation batch has {len(images)} image(s) in column {column!r}, but its "
+                    f"{row_name(example, row)} has {len(images)} image(s) in column {column!r}, but its "
                     f"rollout was scored with {num_images[row]}. Give every row the same columns."
                 )
             if not row_gated or num_images[row] == 0:
@@ -252,7 +253,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
                 except ValueError as error:
                     shown = textwrap.shorten(str(example.get("prompt")), 80)
                     raise ValueError(
-                        f"Row {row} of the generation batch (prompt {shown}), column {column!r}, {error}"
+                        f"{row_name(example, row)} (prompt {shown}), column {column!r}, {error}"
                     ) from error
             views.append(by_prompt[prompt])
         return views

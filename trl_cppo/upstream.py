@@ -2,14 +2,69 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repairs of faults in TRL and transformers that would lose a CPPO run. Delete each once it is mended upstream."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from trl import GRPOTrainer
+
+from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
+
+_GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
+
+# What TRL passes on for the images of a batch.
+_PIXELS = (
+    "image_grid_thw",
+    "image_position_ids",
+    "image_sizes",
+    "pixel_attention_mask",
+    "pixel_values",
+    "spatial_shapes",
+)
 
 
 class RepairedGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer without the two faults that the methods below name (trl 1.16, transformers 5.23)."""
+    """GRPOTrainer without the faults that the methods below name (trl 1.16, transformers 5.23)."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                model.register_forward_pre_hook(_drop_empty_pixels, with_kwargs=True)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_dataloader(self, dataset: Any, description: str, *args, **kwargs) -> DataLoader:
+        # Reading errors of `datasets` name neither row nor column.
+        if isinstance(dataset, Dataset):
+            dataset = self._remove_unused_columns(dataset, description=description)
+            dataset = LocatedRows(dataset, f"the {description.lower()} data set")
+        return super()._get_dataloader(dataset, description, *args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # Nor do the errors of TRL's prompts, of image processors and of rewards.
+        rows = [{key: value for key, value in example.items() if key != ROW_NAME} for example in inputs]
+        try:
+            return super()._generate_and_score_completions(_hide_missing_images(rows))
+        except Exception as error:
+            fault = find_image_fault(inputs, self.processing_class.image_processor)
+            if fault is not None:
+                raise ValueError(fault) from error
+            error.add_note(f"While generating and scoring: {row_names(inputs)}. Columns: {', '.join(rows[0])}.")
+            raise
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
+        return super()._calculate_rewards(_as_given(inputs), *args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]):
         # TRL marks the text-only rows of a mixed batch with None, which image processors have refused since
@@ -29,3 +84,60 @@ class RepairedGRPOTrainer(GRPOTrainer):
             return
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
+
+    def _save_checkpoint(self, model, trial) -> None:
+        # A checkpoint cut short by a full disk would be taken for the last one, and keeps the disk full.
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            if self.is_world_process_zero() and folder.exists() and not _is_complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                error.add_note(
+                    f"{folder} could not be written whole and was removed. Older checkpoints are untouched."
+                )
+            raise
+
+
+def _drop_empty_pixels(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]):
+    # TRL cuts a mixed batch into micro-batches; one of text-only rows gets pixels of no image, which models refuse.
+    # Idefics' and SmolVLM's pixels have an entry a row, and the models themselves skip the zeros that pad it.
+    pixels = kwargs.get("pixel_values")
+    if pixels is None or (len(pixels) > 0 and not (pixels.dim() == 5 and not pixels.any())):
+        return None
+    return args, {name: value for name, value in kwargs.items() if name not in _PIXELS}
+
+
+def _is_complete(checkpoint: str | Path) -> bool:
+    # Trainer writes this file last, but for what it sends to the Hub.
+    try:
+        TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    except (OSError, ValueError, TypeError):  # no file; half a file; half a file that is JSON
+        return False
+    return True
+
+
+def _last_complete_checkpoint(output_dir: str) -> str:
+    complete = [folder for folder in sort_checkpoints(output_dir) if _is_complete(folder)]
+    if not complete:
+        raise ValueError(f"{output_dir} holds no complete checkpoint to resume from.")
+    return complete[-1]
+
+
+def _hide_missing_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    A batch without any image, as TRL takes it: it knows the empty list but not None, nor the column `image`, and
+    hands both to the image processor, which refuses them. Other batches are returned as they are.
+    """
+    if not all(("images" in row or "image" in row) and not images_of(row)[1] for row in rows):
+        return rows
+    return [{**row, "images": [], _GIVEN: row} for row in rows]
+
+
+def _as_given(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as rewards must get them: with what the data set holds and TRL added, without our own entries."""
+    hidden = ("images", _GIVEN)
+    return [
+        {**{key: value for key, value in row.items() if key not in hidden}, **row[_GIVEN]} if _GIVEN in row else row
+        for row in rows
+    ]

@@ -3,6 +3,7 @@
 """Making the two views of a prompt's images, from a generator of their own."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,12 +22,20 @@ class ViewMaker:
         preserving (`list[View]`): the information-preserving views to draw from.
         removing (`list[View]`): the information-removing views to draw from.
         seed (`int`): `args.seed`.
+        to_rgb (`Callable`, *optional*): makes an RGB image of any other as the model's processor does.
     """
 
-    def __init__(self, preserving: list[View], removing: list[View], seed: int):
+    def __init__(
+        self,
+        preserving: list[View],
+        removing: list[View],
+        seed: int,
+        to_rgb: Callable[[Image.Image], Image.Image] = to_rgb,
+    ):
         self.preserving = preserving
         self.removing = removing
         self.seed = seed
+        self.to_rgb = to_rgb
 
     def __call__(self, images: list[Any], *key: str | int) -> ViewPair:
         """
@@ -38,28 +47,28 @@ class ViewMaker:
                 whatever else was drawn before, in this process or another.
 
         Raises:
-            `ValueError`: naming the image by its place in the row, if it cannot be read or a view breaks its promise.
+            `ValueError`: naming the image by its place in the row, if it cannot be read, or a view raises or breaks its
+                promise.
         """
         generator = torch.Generator().manual_seed(self._derive(key))
         preserved, removed = [], []
         for place, image in enumerate(images):
             try:
-                rgb = _read(image)
+                rgb = self._read(image)
                 preserved.append(apply_view(choose_view(self.preserving, generator), rgb, generator))
                 removed.append(apply_view(choose_view(self.removing, generator), rgb, generator))
-            except (ValueError, TypeError, OSError) as error:
+            except Exception as error:  # a user's view may raise anything
                 raise ValueError(f"image {place}: {error}") from error
         return ViewPair(preserved, removed)
+
+    def _read(self, image: Any) -> Image.Image:
+        if isinstance(image, str):
+            return load_image(image)
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"expected a PIL image, a path or a URL, got {type(image).__name__}.")
+        return self.to_rgb(image)
 
     def _derive(self, key: tuple[str | int, ...]) -> int:
         # A hash, for sums and products of small integers collide: (step 1, prompt 0) must not draw as (0, 1) does.
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _read(image: Any) -> Image.Image:
-    if isinstance(image, str):
-        return load_image(image)
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"expected a PIL image, a path or a URL, got {type(image).__name__}.")
-    return to_rgb(image)
