@@ -85,6 +85,18 @@ def weights(trainer):
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
 
+def generation_batch(trainer):
+    """One generation batch as the trainer makes it, before shuffling."""
+    inputs = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    return trainer._generate_and_score_completions(inputs)
+
+
+def placeholder_ids():
+    config = digits.build_model().config
+    return [config.image_token_id, config.video_token_id]
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
