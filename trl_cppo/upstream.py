@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
@@ -15,18 +15,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from trl import GRPOTrainer
 
 from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
+from .image_row import ImagelessForwards
 
 _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
-
-# What TRL passes on for the images of a batch.
-_PIXELS = (
-    "image_grid_thw",
-    "image_position_ids",
-    "image_sizes",
-    "pixel_attention_mask",
-    "pixel_values",
-    "spatial_shapes",
-)
 
 
 class RepairedGRPOTrainer(GRPOTrainer):
@@ -34,9 +25,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
+        imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         for model in (self.model, self.ref_model):
             if model is not None:
-                model.register_forward_pre_hook(_drop_empty_pixels, with_kwargs=True)
+                imageless.attach(model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
@@ -54,14 +47,22 @@ class RepairedGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # Nor do the errors of TRL's prompts, of image processors and of rewards.
         rows = [{key: value for key, value in example.items() if key != ROW_NAME} for example in inputs]
+        # And TRL gathers the images of those processes alone that have some, so that one without any hangs.
+        log_images = self.log_multimodal and self.accelerator.num_processes > 1
+        self.log_multimodal = self.log_multimodal and not log_images
         try:
-            return super()._generate_and_score_completions(_hide_missing_images(rows))
+            batch = super()._generate_and_score_completions(_hide_missing_images(rows))
+            if log_images and self.log_completions:
+                self._logs["images"].extend(gather_object([images_of(row)[1] for row in rows]))
+            return batch
         except Exception as error:
             fault = find_image_fault(inputs, self.processing_class.image_processor)
             if fault is not None:
                 raise ValueError(fault) from error
             error.add_note(f"While generating and scoring: {row_names(inputs)}. Columns: {', '.join(rows[0])}.")
             raise
+        finally:
+            self.log_multimodal = self.log_multimodal or log_images
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
         return super()._calculate_rewards(_as_given(inputs), *args, **kwargs)
@@ -97,15 +98,6 @@ class RepairedGRPOTrainer(GRPOTrainer):
                     f"{folder} could not be written whole and was removed. Older checkpoints are untouched."
                 )
             raise
-
-
-def _drop_empty_pixels(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]):
-    # TRL cuts a mixed batch into micro-batches; one of text-only rows gets pixels of no image, which models refuse.
-    # Idefics' and SmolVLM's pixels have an entry a row, and the models themselves skip the zeros that pad it.
-    pixels = kwargs.get("pixel_values")
-    if pixels is None or (len(pixels) > 0 and not (pixels.dim() == 5 and not pixels.any())):
-        return None
-    return args, {name: value for name, value in kwargs.items() if name not in _PIXELS}
 
 
 def _is_complete(checkpoint: str | Path) -> bool:

@@ -11,6 +11,8 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.integrations import deepspeed as hf_deepspeed
 
 from ..views import apply_view, choose_view, get_view
 from .model import MERGE, PATCH, build_model, build_processor
@@ -60,13 +63,14 @@ def warm_start(seed: int = 0, steps: int = STEPS, cache_dir: str | Path | None =
     folder = root / f"digits-{_cache_key(seed, steps)}"
     if _is_intact(folder):
         return folder
-    model, processor = build_model(seed), build_processor()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _unsharded():
+        model, processor = build_model(seed), build_processor()
         _train(model, processor, seed, steps, progress)
     root.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=root))
     try:
-        model.save_pretrained(draft)
+        with _unsharded():
+            model.save_pretrained(draft)
         processor.save_pretrained(draft)
         (draft / _MANIFEST).write_text(json.dumps(_hashes(draft), indent=2))
         if not _is_intact(folder):
@@ -78,6 +82,17 @@ def warm_start(seed: int = 0, steps: int = STEPS, cache_dir: str | Path | None =
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Hide a ZeRO-3 configuration: while there is one, transformers shards every model that is built."""
+    reference = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = reference
 
 
 def _cache_key(seed: int, steps: int) -> str:
