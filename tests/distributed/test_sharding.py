@@ -40,7 +40,8 @@ def runs_of(backend: str, full_matrix: bool) -> list[dict]:
     """Runs on one backend, each named after what it is compared with and what is particular to it."""
     runs = [FULL, LORA]
     if full_matrix:
-        runs += REFERENCES[2:3]
+        # eight micro-batches of two rows: some are text-only on one process alone
+        runs += [*REFERENCES[2:3], {"name": "accumulation-by_two", "accumulation": 4}]
         for kind in ("reentrant", "non_reentrant"):
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
         runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS]
@@ -151,6 +152,18 @@ def test_two_processes_train_as_one(launches, launch, name):
         torch.testing.assert_close(
             result.weights[key], value, rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+@pytest.mark.timeout(2 * TIMEOUT + 60)
+def test_killed_under_zero3_resumes_to_the_weights_of_the_unbroken_run(launches, tmp_path):
+    run = {"name": "full", "backend": "zero3", "save": True}
+    launches._start(tmp_path, 2, [{**run, "kill_at": 2}])
+    assert (tmp_path / "trainer" / "checkpoint-2").is_dir() and not (tmp_path / "full.pt").exists()
+    error = launches._start(tmp_path, 2, [{**run, "resume": True}])
+    assert (tmp_path / "full.pt").exists(), error
+    unbroken = launches.result("zero3", "full@zero3")
+    weights = torch.load(tmp_path / "full.pt")
+    assert all(torch.equal(weights[key], value) for key, value in unbroken.weights.items())
 
 
 def test_the_runs_move_the_weights_and_have_a_perception_loss(launches):

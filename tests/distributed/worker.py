@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import random
+import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from tiny_models import build
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
+from transformers import AutoModelForImageTextToText, PreTrainedModel, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from trl_cppo import CPPOConfig, CPPOTrainer
@@ -61,6 +62,9 @@ class Run:
     accumulation: int = 1
     zero3_init: bool = False
     offload: bool = False
+    save: bool = False  # a checkpoint each step
+    kill_at: int | None = None  # the step before which every process kills itself
+    resume: bool = False
     optim: str = "sgd"  # unlike Adam's, its steps show a wrongly scaled gradient
 
     @property
@@ -91,6 +95,17 @@ class FixedRolloutTrainer(CPPOTrainer):
     def log(self, logs: dict[str, float], *args) -> None:
         super().log(logs, *args)
         self.logged = [*getattr(self, "logged", []), dict(logs)]
+
+
+class Kill(TrainerCallback):
+    """Dies without a chance to clean up, as a job does whose machine is taken away."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def deepspeed_config(run: Run) -> dict[str, Any]:
@@ -136,6 +151,8 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         max_grad_norm=1e6,  # clipping would hide a wrong scale
         optim=run.optim,
         cpl_coef=1.0,
+        save_strategy="steps" if run.save else "no",
+        save_steps=1,
         **checkpointing,
         **backend_settings(run),
     )
@@ -201,7 +218,9 @@ def train(run: Run, folder: Path) -> None:
         peft_config=lora,
     )
     trainer.scenario = run.scenario
-    trainer.train()
+    if run.kill_at is not None:
+        trainer.add_callback(Kill(run.kill_at))
+    trainer.train(resume_from_checkpoint=True if run.resume else None)
     check_backend(trainer, run)
     weights = whole_weights(trainer.model, run)
     logs = gather_object([trainer.logged])
