@@ -51,12 +51,13 @@ class ImagelessForwards:
         model.register_forward_hook(self._after)
 
     def _before(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
+        self._appended = False  # it may be left from a forward that failed
         if not kwargs.get("fused_lm_head") or _has_images(kwargs):
             return None
         kwargs = {name: value for name, value in kwargs.items() if name not in _PIXELS}
         if self._append_row:
             kwargs = self._with_row(kwargs)
-            self._appended = True
+        self._appended = self._append_row
         return args, kwargs
 
     def _with_row(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +80,6 @@ class ImagelessForwards:
 
     def _after(self, module: torch.nn.Module, args: tuple, output: ModelOutput) -> ModelOutput:
         if self._appended:
-            self._appended = False
             output.log_probs = output.log_probs[:-1] + 0 * output.log_probs[-1:].sum()
             if output.entropy is not None:
                 output.entropy = output.entropy[:-1]
