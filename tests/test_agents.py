@@ -151,6 +151,24 @@ def test_an_environment_that_shows_an_image(tmp_path, model_and_processor):
     assert seen == {picture(50).tobytes(), picture(51).tobytes()}
 
 
+def test_an_environment_is_reset_with_the_columns_of_the_data_set(tmp_path, model_and_processor):
+    seen = []
+
+    class Room:
+        def reset(self, prompt, images, solution):
+            seen.append((images, solution))
+
+        def look(self) -> str:
+            """Look around."""
+            return "nothing"
+
+    trainer = make_agent(tmp_path, model_and_processor, make_rows([0, 0]), environment_factory=Room)
+    scripted(trainer, [[f"a{row}" for row in range(8)]])
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    assert seen == [([], "0")] * 4 + [([], "1")] * 4 and batch["cpl_views"] == [None] * 8
+
+
 def test_a_rollout_function_with_tokens_from_outside(tmp_path, model_and_processor):
     def rollout(prompts, trainer):
         tokenized = trainer._tokenize_prompts(prompts)[0]

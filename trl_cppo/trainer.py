@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in four overrides that call `super()`.
+"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in three overrides that call `super()`.
 
 Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
 """
@@ -172,7 +172,6 @@ class CPPOTrainer(RepairedGRPOTrainer):
             to_rgb=self._process_views.to_rgb,
         )
         self._view_scoring: _ViewScoring | None = None
-        self._rollout_images: list[list[Any] | None] | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
             self._suppress_vision_tokens()
@@ -203,11 +202,6 @@ class CPPOTrainer(RepairedGRPOTrainer):
         num_gated = torch.tensor(sum(pair is not None for pair in views), device=batch["advantages"].device)
         # A list of B entries and a 0-dim tensor: TRL shuffles and splits the first by row and passes the second on.
         return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
-
-    def _generate(self, prompts: list[Any]):
-        output = super()._generate(prompts)
-        *_, self._rollout_images, _ = output  # with what tools and environments added
-        return output
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> tuple[str, list[Any], bool]:
         """The column and the images that a rollout was scored with, and whether its whole group has the same."""

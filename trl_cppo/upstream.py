@@ -25,6 +25,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._rollout_images: list[list[Any] | None] | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         for model in (self.model, self.ref_model):
@@ -51,9 +52,13 @@ class RepairedGRPOTrainer(GRPOTrainer):
         log_images = self.log_multimodal and self.accelerator.num_processes > 1
         self.log_multimodal = self.log_multimodal and not log_images
         try:
-            batch = super()._generate_and_score_completions(_hide_missing_images(rows))
+            given = (
+                rows if self.environment_factories is not None else _hide_missing_images(rows)
+            )  # rows go to `reset`
+            batch = super()._generate_and_score_completions(given)
             if log_images and self.log_completions:
-                self._logs["images"].extend(gather_object([images_of(row)[1] for row in rows]))
+                images = self._rollout_images or [images_of(row)[1] for row in rows]
+                self._logs["images"].extend(gather_object([row_images or [] for row_images in images]))
             return batch
         except Exception as error:
             fault = find_image_fault(inputs, self.processing_class.image_processor)
@@ -63,6 +68,22 @@ class RepairedGRPOTrainer(GRPOTrainer):
             raise
         finally:
             self.log_multimodal = self.log_multimodal or log_images
+
+    def _generate(self, prompts: list[Any]):
+        output = super()._generate(prompts)
+        *_, self._rollout_images, _ = output  # with what tools and environments added
+        return output
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: list[Any] | None, *args, **kwargs):
+        # FSDP2 gathers the weights of the modules that run, and a process without images skips the vision tower.
+        if self.is_fsdp_enabled and not self.use_vllm and not self.tools and self.accelerator.num_processes > 1:
+            with_images = gather_object([any(images or [])])
+            if any(with_images) != all(with_images):
+                raise ValueError(
+                    "Under FSDP every process needs an image in each generation batch, or none may have one: "
+                    f"with images: {with_images}. Use larger batches, drop text-only rows, or train with DeepSpeed or DDP."
+                )
+        return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
         return super()._calculate_rewards(_as_given(inputs), *args, **kwargs)
@@ -122,6 +143,8 @@ def _hide_missing_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     hands both to the image processor, which refuses them. Other batches are returned as they are.
     """
     if not all(("images" in row or "image" in row) and not images_of(row)[1] for row in rows):
+        return rows
+    if all(row.get("images") == [] for row in rows):
         return rows
     return [{**row, "images": [], _GIVEN: row} for row in rows]
 

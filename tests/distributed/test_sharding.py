@@ -33,6 +33,7 @@ REFERENCES = [
     {"name": "accumulation", "accumulation": 2},
     {"name": "adamw", "optim": "adamw_torch"},
     *({"name": scenario, "scenario": scenario} for scenario in SCENARIOS),
+    {"name": "text_only_lora", "scenario": "text_only_rank", "lora": True},
 ]
 
 
@@ -45,7 +46,10 @@ def runs_of(backend: str, full_matrix: bool) -> list[dict]:
         for kind in ("reentrant", "non_reentrant"):
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
         runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS]
+        runs += [{**REFERENCES[-1], "name": "text_only_lora-non_reentrant", "checkpointing": "non_reentrant"}]
     else:
+        runs += [{**LORA, "name": "lora-reentrant", "checkpointing": "reentrant"}]
+        runs += [{**FULL, "name": "full-non_reentrant", "checkpointing": "non_reentrant"}]
         runs += [{"name": "text_only_rank", "scenario": "text_only_rank"}]
     return [{**run, "name": f"{run['name']}@{backend}", "backend": backend} for run in runs]
 
