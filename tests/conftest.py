@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from outcomes import OUTCOMES
 from PIL import Image as PILImage
 from tiny_models import build
 
@@ -95,6 +96,11 @@ def generation_batch(trainer):
 def placeholder_ids():
     config = digits.build_model().config
     return [config.image_token_id, config.video_token_id]
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or report.outcome != "passed":
+        OUTCOMES[report.nodeid.rsplit("/", 1)[-1]] = report.outcome
 
 
 @pytest.fixture(autouse=True)
