@@ -11,7 +11,7 @@ from conftest import make_rows, make_trainer, picture
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
-from trl_cppo.view_batch import _BY_ROW, _COUNTS, _PASSED_ON, _PIXELS
+from trl_cppo.view_batch import _COUNTS, _PASSED_ON, BY_ROW, PIXELS
 
 
 def parameters(method):
@@ -28,7 +28,7 @@ def test_the_overridden_methods_take_what_we_hand_on():
 
 def test_every_argument_of_the_scoring_function_is_known():
     # an unknown one also raises at run time, see append_view_rows; here one sees it before a run
-    assert set(parameters(GRPOTrainer._get_per_token_logps_and_entropies)) <= _BY_ROW | _PIXELS | _COUNTS | _PASSED_ON
+    assert set(parameters(GRPOTrainer._get_per_token_logps_and_entropies)) <= BY_ROW | PIXELS | _COUNTS | _PASSED_ON
 
 
 @pytest.fixture

@@ -13,16 +13,9 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
+from .view_batch import BY_ROW, PIXELS
+
 _SIDE = 56  # pixels
-_BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_PIXELS = (
-    "image_grid_thw",
-    "image_position_ids",
-    "image_sizes",
-    "pixel_attention_mask",
-    "pixel_values",
-    "spatial_shapes",
-)
 
 
 class ImagelessForwards:
@@ -54,7 +47,7 @@ class ImagelessForwards:
         self._appended = False  # it may be left from a forward that failed
         if not kwargs.get("fused_lm_head") or _has_images(kwargs):
             return None
-        kwargs = {name: value for name, value in kwargs.items() if name not in _PIXELS}
+        kwargs = {name: value for name, value in kwargs.items() if name not in PIXELS}
         if self._append_row:
             kwargs = self._with_row(kwargs)
         self._appended = self._append_row
@@ -69,13 +62,13 @@ class ImagelessForwards:
         ids = kwargs["input_ids"]
         width = max(ids.size(1), self._row["input_ids"].size(1))
         extended = dict(kwargs)
-        for name in _BY_TOKEN:
+        for name in BY_ROW:
             if name in self._row:
                 rows = kwargs.get(name, torch.zeros_like(ids))
                 extended[name] = torch.cat([_pad_left(rows, width), _pad_left(self._row[name].to(ids.device), width)])
         nothing = torch.full_like(extended["input_ids"][-1:], -100)  # no token of the row is scored
         extended["labels"] = torch.cat([_pad_left(kwargs["labels"], width, -100), nothing])
-        pixels = {name: self._row[name].to(ids.device) for name in _PIXELS if name in self._row}
+        pixels = {name: self._row[name].to(ids.device) for name in PIXELS if name in self._row}
         return {**extended, **pixels}
 
     def _after(self, module: torch.nn.Module, args: tuple, output: ModelOutput) -> ModelOutput:

@@ -17,9 +17,9 @@ from .families import ViewProcessor
 
 # How each argument of GRPOTrainer's scoring function is indexed. One that is in none of these sets is refused: a
 # tensor handed on unextended would silently pair view rows with other rows' pixels.
-_BY_ROW = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+BY_ROW = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 _SHAPES = frozenset({"image_grid_thw", "image_sizes", "spatial_shapes"})  # they say how many tokens an image makes
-_PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"}
+PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"}
 _COUNTS = frozenset({"num_images", "num_tiles"})
 _PASSED_ON = frozenset({"model", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss"})
 
@@ -84,7 +84,7 @@ def append_view_rows(
         `ValueError`: if the views of a row do not fill the same image tokens as its images.
     """
     used = {name for name, value in scoring.items() if value is not None}
-    unknown = used - _BY_ROW - _PIXELS - _COUNTS - _PASSED_ON
+    unknown = used - BY_ROW - PIXELS - _COUNTS - _PASSED_ON
     if unknown:
         raise NotImplementedError(
             f"The scoring argument(s) {', '.join(sorted(unknown))} are not known to CPPOTrainer, so view rows cannot "
@@ -93,13 +93,13 @@ def append_view_rows(
     if not rows:
         return scoring
     extended = dict(scoring)
-    for name in _BY_ROW & used:
+    for name in BY_ROW & used:
         view_rows = scoring[name][rows]
         extended[name] = torch.cat([scoring[name], view_rows, view_rows])
     for name in _COUNTS & used:
         extended[name] = scoring[name] + 2 * [scoring[name][row] for row in rows]
     views = process([pair.preserved for pair in pairs] + [pair.removed for pair in pairs])
-    for name in sorted(_PIXELS & used):
+    for name in sorted(PIXELS & used):
         if name not in views:
             raise NotImplementedError(
                 f"The image processor made {sorted(views)} of the views, but the batch holds {name} too. This model "
