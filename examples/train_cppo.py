@@ -23,32 +23,25 @@ Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag, and 
 """
 
 import functools
-import importlib
-import inspect
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 from trl.rewards import accuracy_reward
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.dataset_checks import check_dataset
+from trl_cppo.loading import RewardCountError, check_folder, load_rewards, load_split
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
 
 DIGITS_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
-DEFAULT_REWARDS = {
-    "accuracy_reward": (accuracy_reward, 0.9),
-    "think_boxed_format_reward": (think_boxed_format_reward, 0.1),
-}
 
 
 @dataclass
@@ -98,70 +91,6 @@ def is_embedded(script_args: CPPOScriptArguments, model_args: ModelConfig) -> bo
     return model_args.model_name_or_path is None and script_args.dataset_name is None
 
 
-def load_splits(script_args: CPPOScriptArguments) -> dict[str, Dataset | IterableDataset]:
-    """The splits of a Hub data set, of a local folder of data files, or of a folder that `save_to_disk` wrote."""
-    name = script_args.dataset_name
-    try:
-        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
-            dataset = load_from_disk(name)
-            return dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
-        return load_dataset(name, name=script_args.dataset_config, streaming=script_args.dataset_streaming)
-    except (ValueError, IndexError) as error:  # what `datasets` raises where there is no row, among other things
-        raise ValueError(f"{name} cannot be loaded ({error}). Check that it is a data set and has rows.") from error
-
-
-def load_split(script_args: CPPOScriptArguments, split: str, required: tuple[str, ...]) -> Dataset | IterableDataset:
-    splits = load_splits(script_args)
-    if split not in splits:
-        raise ValueError(f"{script_args.dataset_name} has no split {split!r}, only {list(splits)}.")
-    check_dataset(splits[split], f"{script_args.dataset_name} ({split})", required)
-    return splits[split]
-
-
-class RewardCountError(ValueError):
-    """A reward returned another number of values than there are completions."""
-
-
-def counted(reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
-    """The reward, with its values counted: TRL's own error would come with a page of traceback."""
-
-    @functools.wraps(reward)
-    def checked(completions: list[Any], **kwargs: Any) -> list[float | None]:
-        values = reward(completions=completions, **kwargs)
-        if len(values) != len(completions):
-            raise RewardCountError(
-                f"the reward {reward.__name__} returned {len(values)} values for {len(completions)} completions. "
-                "Return one value a completion, None where it cannot be scored."
-            )
-        return values
-
-    return checked
-
-
-def load_rewards(names: list[str] | None) -> tuple[list[Any], list[float] | None]:
-    if names is None:
-        functions, weights = zip(*DEFAULT_REWARDS.values(), strict=True)
-        return list(functions), list(weights)
-    functions = []
-    for name in names:
-        if name in DEFAULT_REWARDS:
-            functions.append(DEFAULT_REWARDS[name][0])
-        elif "." in name:
-            sys.path.insert(0, str(Path.cwd()))
-            module, attribute = name.rsplit(".", 1)
-            reward = getattr(importlib.import_module(module), attribute)
-            functions.append(reward if inspect.iscoroutinefunction(reward) else counted(reward))
-        else:
-            raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(DEFAULT_REWARDS)}, or a dotted import path.")
-    return functions, None
-
-
-def check_folder(flag: str, path: str | None) -> None:
-    """Refuse what reads like a path but is none; a Hub id has no dot or slash in front."""
-    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise FileNotFoundError(f"{flag}: there is no folder {path}.")
-
-
 def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConfig, model_args: ModelConfig) -> Job:
     for flag, value in [
         ("--model_name_or_path", model_args.model_name_or_path),
@@ -176,10 +105,15 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
     if accuracy_reward in functions and find_spec("math_verify") is None:
         raise ImportError('accuracy_reward needs math-verify: pip install "trl-cppo[math]", or set --reward_funcs.')
     required = ("prompt", "solution") if accuracy_reward in functions else ("prompt",)
-    train_dataset = load_split(script_args, script_args.dataset_train_split, required)
-    eval_dataset = None
-    if training_args.eval_strategy != "no":
-        eval_dataset = load_split(script_args, script_args.dataset_test_split, required)
+    load = functools.partial(
+        load_split,
+        script_args.dataset_name,
+        required=required,
+        config=script_args.dataset_config,
+        streaming=script_args.dataset_streaming,
+    )
+    train_dataset = load(script_args.dataset_train_split)
+    eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None
     title = f"CPPO: {model_args.model_name_or_path} on {script_args.dataset_name}"
     return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title)
 

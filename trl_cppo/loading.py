@@ -1,0 +1,134 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets and rewards by the names that a user types, with errors of one line that say what to do."""
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from trl.rewards import accuracy_reward
+
+from .dataset_checks import check_dataset
+from .rewards import think_boxed_format_reward
+
+DIGITS = "digits"  # the name of the embedded data set
+DEFAULT_REWARDS = {
+    "accuracy_reward": (accuracy_reward, 0.9),
+    "think_boxed_format_reward": (think_boxed_format_reward, 0.1),
+}
+
+
+def check_folder(flag: str, path: str | None) -> None:
+    """
+    Refuse what reads like a path but is none; a Hub id has no dot or slash in front.
+
+    Raises:
+        `FileNotFoundError`: naming the flag.
+    """
+    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"{flag}: there is no folder {path}.")
+
+
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:
+    """
+    The splits of a data set.
+
+    Args:
+        name (`str`): a Hub id, a local folder of data files, a folder that `save_to_disk` wrote, or `"digits"`: the
+            embedded task, with 4,000 canvases in `train` and 2,000 of other handwriting in `test`.
+        config (`str`, *optional*): the Hub data set's configuration.
+        streaming (`bool`, *optional*, defaults to `False`): read it as a stream.
+
+    Raises:
+        `ValueError`: if it cannot be loaded.
+    """
+    if name == DIGITS:
+        from . import digits
+
+        return {
+            "train": digits.make_dataset("rl", 4000, seed=0),
+            "test": digits.make_dataset("held_out", 2000, seed=1),
+        }
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            dataset = load_from_disk(name)
+            return dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
+        return load_dataset(name, name=config, streaming=streaming)
+    except (ValueError, IndexError) as error:  # what `datasets` raises where there is no row, among other things
+        raise ValueError(f"{name} cannot be loaded ({error}). Check that it is a data set and has rows.") from error
+
+
+def load_split(
+    name: str,
+    split: str,
+    required: tuple[str, ...] = ("prompt",),
+    config: str | None = None,
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
+    """
+    One split of what [`load_splits`] loads, its columns checked.
+
+    Raises:
+        `ValueError`: if there is no such split, no row, no required column or no image.
+    """
+    splits = load_splits(name, config, streaming)
+    if split not in splits:
+        raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")
+    check_dataset(splits[split], f"{name} ({split})", required)
+    return splits[split]
+
+
+class RewardCountError(ValueError):
+    """A reward returned another number of values than there are completions."""
+
+
+def counted(reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
+    """The reward, with its values counted: TRL's own error would come with a page of traceback."""
+
+    @functools.wraps(reward)
+    def checked(completions: list[Any], **kwargs: Any) -> list[float | None]:
+        values = reward(completions=completions, **kwargs)
+        if len(values) != len(completions):
+            raise RewardCountError(
+                f"the reward {reward.__name__} returned {len(values)} values for {len(completions)} completions. "
+                "Return one value a completion, None where it cannot be scored."
+            )
+        return values
+
+    return checked
+
+
+def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] | None]:
+    """
+    Reward functions by their names.
+
+    Args:
+        names (`list[str]`, *optional*): a known name or a dotted import path each; the working folder can be imported
+            from. `None`: the authors' mixture.
+
+    Returns:
+        `tuple[list[Callable], list[float] | None]`: the functions, and the mixture's weights or `None`.
+
+    Raises:
+        `ValueError`, `ImportError`, `AttributeError`: for a name that leads nowhere.
+    """
+    if names is None:
+        functions, weights = zip(*DEFAULT_REWARDS.values(), strict=True)
+        return list(functions), list(weights)
+    functions = []
+    for name in names:
+        if name in DEFAULT_REWARDS:
+            functions.append(DEFAULT_REWARDS[name][0])
+        elif "." in name:
+            sys.path.insert(0, str(Path.cwd()))
+            module, attribute = name.rsplit(".", 1)
+            reward = getattr(importlib.import_module(module), attribute)
+            functions.append(reward if inspect.iscoroutinefunction(reward) else counted(reward))
+        else:
+            raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(DEFAULT_REWARDS)}, or a dotted import path.")
+    return functions, None
