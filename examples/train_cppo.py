@@ -37,7 +37,8 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 from trl.rewards import accuracy_reward
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.loading import RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.dataset_checks import images_of
+from trl_cppo.loading import DIGITS, RewardCountError, check_folder, load_rewards, load_split
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
 
@@ -58,6 +59,13 @@ class CPPOScriptArguments(ScriptArguments):
     eval_canvases: int = field(
         default=500, metadata={"help": "Held-out canvases that the embedded digits run measures its accuracy on."}
     )
+    card_example: bool = field(
+        default=False,
+        metadata={
+            "help": "Show the first training row, prompt and images, in the quick start of the model card. Data may be "
+            "private, so by default the card has a drawn picture and a general question."
+        },
+    )
     eval_every: int = field(
         default=20, metadata={"help": "Steps between two measurements of the embedded digits run."}
     )
@@ -74,6 +82,7 @@ class Job:
     reward_weights: list[float] | None
     callbacks: list[TrainerCallback]
     title: str
+    card: dict[str, Any]  # arguments of `create_model_card`
 
 
 def parse() -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:
@@ -115,7 +124,10 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
     train_dataset = load(script_args.dataset_train_split)
     eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None
     title = f"CPPO: {model_args.model_name_or_path} on {script_args.dataset_name}"
-    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title)
+    card = {"dataset_name": script_args.dataset_name}
+    if script_args.card_example:
+        card["example"] = next(row for row in train_dataset if images_of(row)[1])
+    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title, card)
 
 
 def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> Job:
@@ -132,6 +144,7 @@ def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> J
         reward_weights=[0.9, 0.1],
         callbacks=[digits.HeldOutAccuracy(held_out, every=script_args.eval_every)],
         title="CPPO: a tiny Qwen2.5-VL adds handwritten digits",
+        card={"dataset_name": DIGITS, "example": held_out[0]},
     )
 
 
@@ -199,18 +212,19 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    trainer.card_defaults.update(job.card)
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except RewardCountError as error:
         stop(error)
 
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=script_args.dataset_name)
     if trainer.accelerator.is_main_process:
         write_report(trainer, job.title)
+    trainer.create_model_card()  # again, now that there is a training.png
     trainer.accelerator.print(f"Model, card, metrics.json and training.png are in {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub()
     trainer.end()
 
 

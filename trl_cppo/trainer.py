@@ -21,6 +21,7 @@ from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
 from .metrics import cpl_metrics, cpl_sums
+from .model_card import ModelCardMixin
 from .upstream import RepairedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
@@ -47,7 +48,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(RepairedGRPOTrainer):
+class CPPOTrainer(ModelCardMixin, RepairedGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
