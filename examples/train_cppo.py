@@ -38,7 +38,7 @@ from trl.rewards import accuracy_reward
 
 from trl_cppo import CPPOConfig, CPPOTrainer
 from trl_cppo.dataset_checks import images_of
-from trl_cppo.loading import DIGITS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import RewardCountError, check_folder, load_rewards, load_split
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
 
@@ -144,7 +144,7 @@ def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> J
         reward_weights=[0.9, 0.1],
         callbacks=[digits.HeldOutAccuracy(held_out, every=script_args.eval_every)],
         title="CPPO: a tiny Qwen2.5-VL adds handwritten digits",
-        card={"dataset_name": DIGITS, "example": held_out[0]},
+        card={"dataset_name": "handwritten digits (trl_cppo.digits)", "example": held_out[0]},
     )
 
 
@@ -212,7 +212,7 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.card_defaults.update(job.card)
+    trainer.set_card_defaults(**job.card)
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except RewardCountError as error:

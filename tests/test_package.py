@@ -29,9 +29,10 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path):
     [wheel], [sdist] = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "trl_cppo").rglob("*.py")}
     in_wheel = zipfile.ZipFile(wheel).namelist()
-    assert {name for name in in_wheel if ".dist-info/" not in name} == modules
+    templates = {"trl_cppo/templates/model_card.md"}
+    assert {name for name in in_wheel if ".dist-info/" not in name} == modules | templates
     assert any(name.endswith("/LICENSE") for name in in_wheel)
     in_sdist = {name.split("/", 1)[1] for name in tarfile.open(sdist).getnames() if "/" in name}
-    assert modules <= in_sdist
+    assert modules | templates <= in_sdist
     assert {"examples/train_cppo.py", "examples/configs/digits.yaml", "tests/conftest.py", "LICENSE"} <= in_sdist
     assert not [name for name in in_sdist if name.endswith(".pyc")]

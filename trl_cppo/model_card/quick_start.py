@@ -102,10 +102,10 @@ class Example:
     def files(self) -> list[str]:
         """The names of its images beside the card."""
         count = len(self.images)
-        return ["example.png"] if count == 1 else [f"example-{place}.png" for place in range(1, count + 1)]
+        return ["example.png"] if count == 1 else [f"example-{place + 1}.png" for place in range(count)]
 
     def save(self, folder: Path) -> None:
-        for image, name in zip(self.images, self.files, strict=bool(self.images)):
+        for image, name in zip(self.images, self.files, strict=True):
             image.save(folder / name)
 
     def _variables(self) -> list[str]:

@@ -117,13 +117,13 @@ def measurement(evaluation: dict[str, Any]) -> Measurement:
     return Measurement(heading, table(header, rows), results, dataset_type(dataset), one_line(split))
 
 
-def held_out_measurement(log_history: list[dict[str, Any]], num_canvases: int, step: int) -> Measurement | None:
+def held_out_measurement(log_history: list[dict[str, Any]], num_canvases: int | None, step: int) -> Measurement | None:
     """
     The accuracies that the embedded digits run measures on its way.
 
     Args:
         log_history (`list[dict[str, Any]]`): `trainer.state.log_history`.
-        num_canvases (`int`): on how many canvases.
+        num_canvases (`int`, *optional*): on how many canvases, if that is known.
         step (`int`): the step of the card's weights; the metadata get the accuracy only if it is theirs.
 
     Returns:
@@ -133,7 +133,8 @@ def held_out_measurement(log_history: list[dict[str, Any]], num_canvases: int, s
     if not measured:
         return None
     dataset, split = "trl_cppo.digits", "held_out"
-    heading = f"Greedy accuracy on {num_canvases:,} canvases of handwriting that was held out ({dataset}):"
+    count = "" if num_canvases is None else f"{num_canvases:,} "
+    heading = f"Greedy accuracy on {count}canvases of handwriting that was held out ({dataset}):"
     ends = sorted({min(measured), max(measured)})
     rows = [("before training" if at == 0 else f"after {at:,} steps", f"{measured[at]:.3f}") for at in ends]
     results = []
@@ -156,7 +157,7 @@ def results_section(measurements: list[Measurement]) -> str:
     """The section of a card, or, without a measurement, only the place where one can be added."""
     if not measurements:
         return f"{BEGIN}\n{END}"
-    return "\n".join([BEGIN, f"{_HEADING}\n", *(each.block for each in measurements), END])
+    return "\n".join([f"{BEGIN}\n\n{_HEADING}\n", *(each.block for each in measurements), END])
 
 
 def _with_block(text: str, new: Measurement) -> str:
@@ -168,7 +169,7 @@ def _with_block(text: str, new: Measurement) -> str:
         return f"{text.rstrip()}\n\n{results_section([new])}\n"
     before, rest = text.split(BEGIN, 1)
     inside, after = rest.split(END, 1)
-    heading = "" if inside.strip() else f"\n{_HEADING}\n"
+    heading = "" if inside.strip() else f"\n\n{_HEADING}\n"
     return f"{before}{BEGIN}{heading}{inside.rstrip()}\n{new.block}\n{END}{after}"
 
 

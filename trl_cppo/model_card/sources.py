@@ -91,16 +91,16 @@ def _licence(metadata: dict[str, Any], hub_id: str | None) -> dict[str, str]:
     return licence if "license" in licence else {}
 
 
-def hub_datasets(dataset: Any, name: str | None) -> list[str]:
+def hub_datasets(dataset: Any, names: list[str]) -> list[str]:
     """
-    The Hub ids of the training data: the given name if it is one, else what the data set itself recorded.
+    The Hub ids of the training data: those among the given names, without names what the data set itself recorded.
 
     Args:
         dataset: the trainer's; a [`~datasets.Dataset`] that was downloaded with recorded checksums names its source.
-        name (`str`, *optional*): what the user calls it.
+        names (`list[str]`): what the user calls it; may be empty.
     """
-    if name is not None:
-        return [name] if is_hub_id(name) else []
+    if names:
+        return [name for name in names if is_hub_id(name)]
     recorded = (dataset.info.download_checksums or {}) if isinstance(dataset, Dataset) else {}
     ids = [re.match(r"hf://datasets/([^/@]+/[^/@]+)@", str(address)) for address in recorded]
     return list(dict.fromkeys(match[1] for match in ids if match and is_hub_id(match[1])))

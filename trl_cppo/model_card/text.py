@@ -11,7 +11,8 @@ from urllib.parse import quote
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#&|!~$^@\"']")
+# An underscore between letters or digits is only itself.
+_SPECIAL = re.compile(r"[\\`*{}\[\]<>#&|!~$^@\"']|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _LONGEST = 300  # characters; a card is no place for longer names
 
 

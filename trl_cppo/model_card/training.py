@@ -23,6 +23,8 @@ _REDUCTIONS = {
     "token": "mean over the perception tokens of a micro-batch",
 }
 
+_METRICS = ("reward", "rewards/", "completions/mean_length", "cpl/")  # the beginnings of what a card shows, in order
+
 
 def _setting(meaning: str, name: str, value: Any, note: str = "") -> tuple[str, str]:
     shown = f"{value:.4g}" if isinstance(value, float) else escape(value)
@@ -54,7 +56,7 @@ def cpl_table(trainer: "CPPOTrainer") -> str:
         ("information-preserving views", _view_names(maker.preserving, args.information_preserving)),
         ("information-removing views", _view_names(maker.removing, args.information_removing)),
     ]
-    return table(("Contrastive Perception Loss", ""), rows)
+    return table(("Contrastive Perception Loss", "value"), rows)
 
 
 def _batch(trainer: "CPPOTrainer") -> str:
@@ -90,7 +92,7 @@ def training_table(trainer: "CPPOTrainer") -> str:
     ]
     if is_peft_model(trainer.model):
         rows.insert(0, ("adapter", _adapter(trainer)))
-    return table(("GRPO", ""), rows)
+    return table(("GRPO", "value"), rows)
 
 
 def _adapter(trainer: Trainer) -> str:
@@ -98,6 +100,13 @@ def _adapter(trainer: Trainer) -> str:
     values = [(name, config.to_dict().get(name)) for name in ("r", "lora_alpha", "lora_dropout")]
     method = getattr(config.peft_type, "value", config.peft_type)
     return ", ".join([escape(method), *(f"`{name}` {escape(value)}" for name, value in values if value is not None)])
+
+
+def adapter_tags(trainer: Trainer, base_model: str | None) -> list[str]:
+    """The tags by which the Hub finds adapters, as PEFT writes them, but none with a local path."""
+    method = trainer.accelerator.unwrap_model(trainer.model).active_peft_config.peft_type
+    tags = [str(getattr(method, "value", method)).lower(), "transformers"]
+    return tags if base_model is None else [*tags, f"base_model:adapter:{base_model}"]
 
 
 def machine_table(trainer: Trainer) -> str:
@@ -119,7 +128,12 @@ def machine_table(trainer: Trainer) -> str:
     times = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     if times:
         rows.append(("time of the last call of `train`", f"{times[-1]:,.0f} s"))
-    return table(("Machine", ""), rows)
+    return table(("Machine", "value"), rows)
+
+
+def _place(metric: tuple[str, Any]) -> tuple[int, str]:
+    name, _ = metric
+    return max(place for place, prefix in enumerate(_METRICS) if name.startswith(prefix)), name
 
 
 def last_metrics(log_history: list[dict[str, Any]]) -> str | None:
@@ -127,12 +141,9 @@ def last_metrics(log_history: list[dict[str, Any]]) -> str | None:
     last: dict[str, tuple[int, float]] = {}
     for entry in log_history:
         for name, value in entry.items():
-            shown = name in ("reward", "reward_std", "completions/mean_length") or name.startswith(
-                ("cpl/", "rewards/")
-            )
-            if shown and isinstance(value, int | float) and math.isfinite(value):
+            if name.startswith(_METRICS) and isinstance(value, int | float) and math.isfinite(value):
                 last[name] = entry["step"], value
-    rows = [(escape(name), f"{value:.4g}", f"{step:,}") for name, (step, value) in sorted(last.items())]
+    rows = [(escape(name), f"{value:.4g}", f"{step:,}") for name, (step, value) in sorted(last.items(), key=_place)]
     return table(("metric", "last logged", "step"), rows) if rows else None
 
 

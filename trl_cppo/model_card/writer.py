@@ -12,7 +12,8 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import Trainer, TrainerCallback, is_wandb_available
+from transformers import TrainerCallback, is_wandb_available
+from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url
 
@@ -21,10 +22,11 @@ from .quick_start import Example, location, quick_start
 from .results import TASK, Measurement, held_out_measurement, measurement, results_section
 from .sources import BaseModel, find_base_model, hub_datasets
 from .text import escape, link, one_line, public_name
-from .training import cpl_table, framework_versions, last_metrics, machine_table, training_table
+from .training import adapter_tags, cpl_table, framework_versions, last_metrics, machine_table, training_table
 
 _PICTURE, _EVALUATION = "training.png", "evaluation.json"
-_REPOSITORY = "trl-cppo"
+
+logger = logging.get_logger(__name__)
 
 
 class _WeightsClock(TrainerCallback):
@@ -41,22 +43,29 @@ class ModelCardMixin:
     """
     Writes the card wherever a trainer saves a model: into the output folder, into each checkpoint, and where
     `save_model` is told to. Only the main process writes.
-
-    Attributes:
-        card_defaults (`dict`): what `create_model_card` takes for arguments that it is not given. TRL and transformers
-            call it at every checkpoint and push, with a name alone: set `dataset_name` or `example` here.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.card_defaults: dict[str, Any] = {}
+        self._card_defaults: dict[str, Any] = {}
         self._weights_clock = _WeightsClock()
         self.add_callback(self._weights_clock)
+
+    def set_card_defaults(self, **arguments: Any) -> None:
+        """
+        Set what [`create_model_card`] takes for arguments that it is not given: TRL and transformers call it at every
+        checkpoint and push, with a name alone.
+
+        Raises:
+            `ValueError`: if the example has no image.
+        """
+        Example(arguments.get("example"))  # fails now rather than at the first checkpoint
+        self._card_defaults.update(arguments)
 
     def create_model_card(
         self,
         model_name: str | None = None,
-        dataset_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
         tags: str | list[str] | None = None,
         example: dict[str, Any] | None = None,
     ) -> None:
@@ -66,14 +75,14 @@ class ModelCardMixin:
 
         Args:
             model_name (`str`, *optional*): heading of the card. Defaults to the repository's or the folder's name.
-            dataset_name (`str`, *optional*): a Hub id, which is linked, or any other name.
+            dataset_name (`str` or `list[str]`, *optional*): Hub ids, which are linked, or any other names.
             tags (`str` or `list[str]`, *optional*): on top of those that say how the model was made.
             example (`dict`, *optional*): a row of data that may be published. The quick start shows the model its
                 prompt and images, which are saved as `example.png` beside the card. By default a drawn picture and
                 a general question, for data may be private.
 
         Raises:
-            `ValueError`: if the example has no image, or `evaluation.json` cannot be read.
+            `ValueError`: if the example has no image.
         """
         given = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags, "example": example}
         self._write_card(Path(self.args.output_dir), {name: x for name, x in given.items() if x is not None})
@@ -86,23 +95,23 @@ class ModelCardMixin:
 
     def _write_card(self, folder: Path, given: dict[str, Any]) -> None:
         if self.is_world_process_zero():
-            write_model_card(self, folder, **{**self.card_defaults, **given})
+            write_model_card(self, folder, **{**self._card_defaults, **given})
 
 
 def write_model_card(
     trainer: GRPOTrainer,
     folder: Path,
     model_name: str | None = None,
-    dataset_name: str | None = None,
+    dataset_name: str | list[str] | None = None,
     tags: str | list[str] | None = None,
     example: dict[str, Any] | None = None,
 ) -> None:
     """The card of the trainer's present weights, written into `folder`; arguments as of `create_model_card`."""
     folder.mkdir(parents=True, exist_ok=True)
     base, shown = find_base_model(trainer.model.config), Example(example)
-    name = one_line(model_name or location(trainer, folder)[0].rstrip("/").split("/")[-1])
+    name, names = _name(trainer, folder, model_name), _as_list(dataset_name)
     measurements = _measurements(trainer, folder)
-    card_data = _metadata(trainer, base, hub_datasets(trainer.train_dataset, dataset_name), tags)
+    card_data = _metadata(trainer, base, hub_datasets(trainer.train_dataset, names), tags)
     if results := [result for each in measurements for result in each.results]:
         card_data.eval_results = results
     card_data.model_name = name
@@ -111,10 +120,11 @@ def write_model_card(
         card_data,
         template_str=files("trl_cppo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         title=escape(name),
-        summary=_summary(trainer, base, dataset_name),
+        summary=_summary(trainer, base, names),
         notes=_notes(base, is_adapter),
         adapter=is_adapter,
         quick_start=quick_start(trainer, folder, shown),
+        examples=shown.files,
         results=results_section(measurements),
         method=_method(trainer),
         cpl_table=cpl_table(trainer) if has_cpl else None,
@@ -130,6 +140,18 @@ def write_model_card(
     card.save(folder / "README.md")
 
 
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _name(trainer: GRPOTrainer, folder: Path, given: str | None) -> str:
+    output_dir = Path(trainer.args.output_dir)
+    name = one_line(given or location(trainer, output_dir)[0].rstrip("/.").split("/")[-1] or output_dir.resolve().name)
+    if folder.resolve() == output_dir.resolve():
+        return name
+    return f"{name} ({one_line(folder.resolve().name)})"
+
+
 def _is_of_these_weights(trainer: GRPOTrainer, path: Path) -> bool:
     return path.is_file() and path.stat().st_mtime >= trainer._weights_clock.time
 
@@ -139,21 +161,20 @@ def _measurements(trainer: GRPOTrainer, folder: Path) -> list[Measurement]:
     if any("held_out_accuracy" in entry for entry in trainer.state.log_history):
         from ..digits import HeldOutAccuracy
 
-        [callback] = [each for each in trainer.callback_handler.callbacks if isinstance(each, HeldOutAccuracy)]
-        state = trainer.state
-        found.append(held_out_measurement(state.log_history, len(callback.dataset), state.global_step))
+        counts = [len(x.dataset) for x in trainer.callback_handler.callbacks if isinstance(x, HeldOutAccuracy)]
+        count = counts[0] if counts else None  # none if the run goes on without the callback
+        found.append(held_out_measurement(trainer.state.log_history, count, trainer.state.global_step))
     if _is_of_these_weights(trainer, path):
         try:
-            evaluation = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON ({error}). Run the evaluation again or remove the file.") from error
-        found.append(measurement(evaluation))
+            found.append(measurement(json.loads(path.read_text(encoding="utf-8"))))
+        except ValueError as error:  # no reason to lose a checkpoint
+            logger.warning(f"The model card has no results from {path}: {error}")
     return found
 
 
 def _tags(trainer: GRPOTrainer, given: str | list[str] | None) -> list[str]:
     """TRL's rules for tags, and the method's: `cppo` only where its loss was trained with."""
-    tags = {one_line(tag) for tag in ([given] if isinstance(given, str) else given or [])}
+    tags = {one_line(tag) for tag in _as_list(given)}
     tags -= {*trainer._tag_names, "generated_from_trainer"}
     if hasattr(trainer.model.config, "unsloth_version"):
         tags.add("unsloth")
@@ -170,6 +191,8 @@ def _metadata(
 ) -> ModelCardData:
     is_adapter = is_peft_model(trainer.model)
     relation = {"base_model_relation": "adapter" if is_adapter else "finetune"} if base.hub_id else {}
+    if is_adapter:
+        tags = [*_as_list(tags), *adapter_tags(trainer, base.hub_id if not base.is_local else None)]
     return ModelCardData(
         base_model=base.hub_id,
         datasets=datasets or None,
@@ -181,7 +204,7 @@ def _metadata(
     )
 
 
-def _summary(trainer: GRPOTrainer, base: BaseModel, dataset_name: str | None) -> str:
+def _summary(trainer: GRPOTrainer, base: BaseModel, dataset_names: list[str]) -> str:
     architecture = escape(type(trainer.accelerator.unwrap_model(trainer.model)).__name__)
     if is_peft_model(trainer.model):
         architecture = f"adapter of a {escape(type(trainer.model.get_base_model()).__name__)}"
@@ -189,19 +212,21 @@ def _summary(trainer: GRPOTrainer, base: BaseModel, dataset_name: str | None) ->
     if base.hub_id is not None:
         named = link(base.hub_id, f"https://huggingface.co/{base.hub_id}")
         start = f"a local model derived from {named}" if base.is_local else named
-    return f"{architecture}, trained from {start}{_data(trainer, dataset_name)}."
+    return f"{architecture}, trained from {start}{_data(trainer, dataset_names)}."
 
 
-def _data(trainer: GRPOTrainer, dataset_name: str | None) -> str:
-    rows = f" ({len(trainer.train_dataset):,} rows)" if isinstance(trainer.train_dataset, Dataset) else ""
-    ids = hub_datasets(trainer.train_dataset, dataset_name)
-    if ids:
-        return " on " + ", ".join(link(name, f"https://huggingface.co/datasets/{name}") for name in ids) + rows
-    return f" on {escape(public_name(dataset_name))}{rows}" if dataset_name else ""
+def _data(trainer: GRPOTrainer, dataset_names: list[str]) -> str:
+    ids = hub_datasets(trainer.train_dataset, dataset_names)
+    links = {name: link(name, f"https://huggingface.co/datasets/{name}") for name in ids}
+    shown = [links.get(name) or escape(public_name(name)) for name in dataset_names or ids]
+    if not shown:
+        return ""
+    rows = f": {len(trainer.train_dataset):,} rows" if isinstance(trainer.train_dataset, Dataset) else ""
+    return f" on {', '.join(shown)}{rows}"
 
 
 def _method(trainer: GRPOTrainer) -> str:
-    library = f"`CPPOTrainer` of {_REPOSITORY}, on [TRL](https://github.com/huggingface/trl)"
+    library = "`CPPOTrainer` of trl-cppo, on [TRL](https://github.com/huggingface/trl)"
     grpo = link("GRPO", f"https://huggingface.co/papers/{GRPOTrainer._paper['id']}")
     if trainer.args.cpl_coef == 0:
         return f"With {grpo}, by {library} with λ = 0: no contrastive loss and no views."
