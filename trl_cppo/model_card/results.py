@@ -74,7 +74,7 @@ def _figures(evaluation: dict[str, Any]) -> list[tuple[str, str, float, str, str
     if sampled is not None:
         count, temperature = int(sampled["num_samples"]), float(sampled["temperature"])
         how = f"{count} samples at temperature {temperature:g}"
-        spread = f" ± {_share(sampled['std_over_samples'], 'sampled.std_over_samples'):.3f}"
+        spread = f" (± {_share(sampled['std_over_samples'], 'sampled.std_over_samples'):.3f} between samples)"
         mean, best = _share(sampled["avg"], "sampled.avg"), _share(sampled["pass"], "sampled.pass")
         interval = _interval(sampled, "interval", "sampled")
         figures.append(("accuracy", f"avg@{count}, {how}", mean, spread, interval))

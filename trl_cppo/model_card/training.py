@@ -75,7 +75,8 @@ def _rewards(trainer: "CPPOTrainer") -> str:
 def training_table(trainer: "CPPOTrainer") -> str:
     """The settings of GRPO and of the optimizer, as far as they were reached."""
     args, state = trainer.args, trainer.state
-    planned = f" of {state.max_steps:,} planned" if state.max_steps > state.global_step else ""
+    planned = max(state.max_steps, args.max_steps)  # the first is 0 before training, the second -1 if epochs count
+    planned = f" of {planned:,} planned" if planned > state.global_step else ""
     rows = [
         ("optimizer steps", f"{state.global_step:,}{planned}"),
         ("epochs", f"{state.epoch or 0:.4g}"),

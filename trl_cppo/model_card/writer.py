@@ -208,11 +208,11 @@ def _summary(trainer: GRPOTrainer, base: BaseModel, dataset_names: list[str]) ->
     architecture = escape(type(trainer.accelerator.unwrap_model(trainer.model)).__name__)
     if is_peft_model(trainer.model):
         architecture = f"adapter of a {escape(type(trainer.model.get_base_model()).__name__)}"
-    start = "a local model" if base.is_local else "random weights" if base.hub_id is None else ""
+    start = " from a local model" if base.is_local else ""
     if base.hub_id is not None:
         named = link(base.hub_id, f"https://huggingface.co/{base.hub_id}")
-        start = f"a local model derived from {named}" if base.is_local else named
-    return f"{architecture}, trained from {start}{_data(trainer, dataset_names)}."
+        start = f"{start} derived from {named}" if base.is_local else f" from {named}"
+    return f"{architecture}, trained{start}{_data(trainer, dataset_names)}."
 
 
 def _data(trainer: GRPOTrainer, dataset_names: list[str]) -> str:
