@@ -75,7 +75,7 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
         "reward", "held_out_accuracy", "cpl/loss", "cpl/perception_ratio", "cpl/contrast_accuracy",
     }  # fmt: skip
     card = (output / "README.md").read_text()
-    assert "- cppo" in card and "# Model Card for cppo-digits" in card
+    assert "- cppo" in card and "# cppo-digits\n" in card and "](training.png)" in card
     with Image.open(output / "training.png") as picture:
         assert min(picture.size) > 500
     second = run(*QUICK, "--output_dir", "again", cwd=tmp_path)
