@@ -126,7 +126,9 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
     title = f"CPPO: {model_args.model_name_or_path} on {script_args.dataset_name}"
     card = {"dataset_name": script_args.dataset_name}
     if script_args.card_example:
-        card["example"] = next(row for row in train_dataset if images_of(row)[1])
+        card["example"] = next((row for row in train_dataset if images_of(row)[1]), None)
+        if card["example"] is None:
+            raise ValueError(f"--card_example: no row of {script_args.dataset_name} has an image.")
     return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title, card)
 
 

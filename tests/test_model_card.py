@@ -242,6 +242,28 @@ def test_settings_that_are_not_the_defaults(tmp_path):
     assert "[someone/data](https://huggingface.co/datasets/someone/data), other: 8 rows" in read(tmp_path)
 
 
+def test_data_are_named_but_not_located(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private" / "geo").mkdir(parents=True)
+    trainer = make_trainer(tmp_path / "out", max_steps=-1, num_train_epochs=1)
+    for name in ("private/geo", str(tmp_path / "private" / "geo"), "../gone/geo", "a/b/geo", "~/geo", "C:\\data\\geo"):
+        trainer.create_model_card(dataset_name=name)
+        assert "datasets" not in checked(tmp_path / "out")
+        assert "ForConditionalGeneration, trained on geo: 8 rows.\n" in read(tmp_path / "out")
+    trainer.train_dataset.info.download_checksums = {
+        "hf://datasets/someone/geo@abc/train.parquet": {},
+        "https://x/y": {},
+    }
+    trainer.create_model_card(license="mit", language=["en", "de"])
+    metadata = checked(tmp_path / "out")
+    assert metadata["datasets"] == ["someone/geo"]
+    assert (
+        metadata["license"] == "mit"
+        and metadata["language"] == ["en", "de"]
+        and "Licence: mit." in read(tmp_path / "out")
+    )
+
+
 def hub_cache(root, hub_id, folder, readme=None):
     """A cache as huggingface_hub leaves it after a download."""
     repository = root / f"models--{hub_id.replace('/', '--')}"

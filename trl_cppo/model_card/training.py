@@ -4,7 +4,7 @@
 
 import math
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -148,6 +148,13 @@ def last_metrics(log_history: list[dict[str, Any]]) -> str | None:
     return table(("metric", "last logged", "step"), rows) if rows else None
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # vLLM may run as a server elsewhere
+        return None
+
+
 def framework_versions(trainer: Trainer) -> list[tuple[str, str]]:
     """Name and version of what the training ran on."""
     packages = {
@@ -165,4 +172,4 @@ def framework_versions(trainer: Trainer) -> list[tuple[str, str]]:
         packages["DeepSpeed"] = "deepspeed"
     if trainer.args.use_vllm:
         packages["vLLM"] = "vllm"
-    return [(name, version(package)) for name, package in packages.items()]
+    return [(name, found) for name, package in packages.items() if (found := _version(package))]

@@ -67,6 +67,8 @@ class ModelCardMixin:
         model_name: str | None = None,
         dataset_name: str | list[str] | None = None,
         tags: str | list[str] | None = None,
+        license: str | None = None,
+        language: str | list[str] | None = None,
         example: dict[str, Any] | None = None,
     ) -> None:
         """
@@ -77,6 +79,9 @@ class ModelCardMixin:
             model_name (`str`, *optional*): heading of the card. Defaults to the repository's or the folder's name.
             dataset_name (`str` or `list[str]`, *optional*): Hub ids, which are linked, or any other names.
             tags (`str` or `list[str]`, *optional*): on top of those that say how the model was made.
+            license (`str`, *optional*): the Hub's identifier of a licence. Defaults to the base model's, where that is
+                known from the Hub's cache or from its folder.
+            language (`str` or `list[str]`, *optional*): the Hub's identifiers of languages.
             example (`dict`, *optional*): a row of data that may be published. The quick start shows the model its
                 prompt and images, which are saved as `example.png` beside the card. By default a drawn picture and
                 a general question, for data may be private.
@@ -84,7 +89,8 @@ class ModelCardMixin:
         Raises:
             `ValueError`: if the example has no image.
         """
-        given = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags, "example": example}
+        given = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
+        given |= {"license": license, "language": language, "example": example}
         self._write_card(Path(self.args.output_dir), {name: x for name, x in given.items() if x is not None})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -104,24 +110,28 @@ def write_model_card(
     model_name: str | None = None,
     dataset_name: str | list[str] | None = None,
     tags: str | list[str] | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
     example: dict[str, Any] | None = None,
 ) -> None:
     """The card of the trainer's present weights, written into `folder`; arguments as of `create_model_card`."""
     folder.mkdir(parents=True, exist_ok=True)
     base, shown = find_base_model(trainer.model.config), Example(example)
     name, names = _name(trainer, folder, model_name), _as_list(dataset_name)
+    if license is not None:
+        base.licence = {"license": license}
     measurements = _measurements(trainer, folder)
     card_data = _metadata(trainer, base, hub_datasets(trainer.train_dataset, names), tags)
     if results := [result for each in measurements for result in each.results]:
         card_data.eval_results = results
-    card_data.model_name = name
+    card_data.model_name, card_data.language = name, language
     has_cpl, is_adapter = trainer.args.cpl_coef > 0, is_peft_model(trainer.model)
     card = ModelCard.from_template(
         card_data,
         template_str=files("trl_cppo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         title=escape(name),
         summary=_summary(trainer, base, names),
-        notes=_notes(base, is_adapter),
+        notes=_notes(base, license, is_adapter),
         adapter=is_adapter,
         quick_start=quick_start(trainer, folder, shown),
         examples=shown.files,
@@ -238,9 +248,11 @@ def _method(trainer: GRPOTrainer) -> str:
     )
 
 
-def _notes(base: BaseModel, is_adapter: bool) -> list[str]:
+def _notes(base: BaseModel, license: str | None, is_adapter: bool) -> list[str]:
     notes = []
-    if base.licence:
+    if license is not None:
+        notes.append(f"Licence: {escape(license)}.")
+    elif base.licence:
         licence = base.licence.get("license_name", base.licence["license"])
         notes.append(f"Licence: {link(licence, base.licence.get('license_link'))}, that of the base model.")
     elif base.hub_id or base.is_local:
