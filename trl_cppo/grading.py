@@ -7,7 +7,6 @@ Pure functions of the standard library. Each takes time linear in the length of 
 """
 
 import re
-import unicodedata
 from collections.abc import Callable
 
 MAX_LENGTH = 1000  # characters; beyond it an answer is right only as the same text
