@@ -26,7 +26,7 @@ _NO_WORDS = set(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt pi mod gcd lcm "
     "and or to than more less times over by".split()
 )
-_QUANTITY = re.compile(r"(.*(?:[\d)}\].]|\\pi))( ?)((?:[^\W\d_]|°)(?:[^\W\d_]|[°/ .])*(?:\^?\{?[23]\}?)?)$", re.DOTALL)
+_QUANTITY = re.compile(r"(.*(?:[\d)}\]]|\\pi))( ?)((?:[^\W\d_]|°)(?:[^\W\d_]|[°/ .])*(?:\^?\{?[23]\}?)?)$", re.DOTALL)
 _UNITS = {
     "mm": "millimeter millimeters millimetre millimetres",
     "cm": "centimeter centimeters centimetre centimetres",
