@@ -17,9 +17,10 @@ import pytest
 from conftest import logged, make_trainer, picture
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
+from trl import prepare_multimodal_messages
 
-from trl_cppo import data, digits
-from trl_cppo.data import PROMPT_SUFFIX, prepare, write
+from trl_cppo import digits
+from trl_cppo.data import PROMPT_SUFFIX, build, prepare, write
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_dataset.py"
 VIRL39K = Features(
@@ -212,7 +213,7 @@ def test_a_second_call_does_no_work(tmp_path, model, monkeypatch):
     source = virl39k(tmp_path / "source", QUESTIONS)
     opened = []
     original = PILImage.open
-    monkeypatch.setattr(data.PILImage, "open", lambda *args: (opened.append(1), original(*args))[1])
+    monkeypatch.setattr(PILImage, "open", lambda *args: (opened.append(1), original(*args))[1])
     first, _ = prepare(str(source), model=model, max_prompt_length=9999)
     assert len(opened) == 2 * 6  # six images, checked and counted
     second, counts = prepare(str(source), model=model, max_prompt_length=9999)
@@ -262,6 +263,9 @@ def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
     assert "train: 5 rows, 1 left out (prompt of more than 700 tokens)\n" in shown
     rows = load_dataset(str(tmp_path / "out"), split="train")
     assert [len(row["images"]) for row in rows] == [1, 2, 1, 2, 0]
+    [message] = prepare_multimodal_messages(rows[1]["prompt"], rows[1]["images"])  # as TRL fills the places
+    shown = [part["image"].tobytes() for part in message["content"] if part["type"] == "image"]
+    assert shown == [image.tobytes() for image in rows[1]["images"]] and rows[1]["images"][0].size == (56, 28)
     seen = []
 
     def reward(completions, solution, qid, **kwargs):
@@ -288,7 +292,7 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
 def test_an_error_while_writing_leaves_the_older_folder(tmp_path, monkeypatch):
     rows = Dataset.from_dict({"x": [1, 2, 3, 4, 5]})
     write(DatasetDict(train=rows), tmp_path / "out")
-    monkeypatch.setattr(data, "_SHARD_ROWS", 2)
+    monkeypatch.setattr(build, "_SHARD_ROWS", 2)
     original, calls = Dataset.to_parquet, []
 
     def full_disk(self, *args, **kwargs):

@@ -1,18 +1,12 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""TIGER-Lab/ViRL39K, hiyouga/geometry3k and data sets of their columns as conversational `prompt`, `images`, `solution`."""
+"""A whole data set: found, mapped, filtered, written."""
 
-import functools
 import hashlib
-import io
-import os
-import posixpath
 import re
 import shutil
 import tempfile
-import zipfile
 from collections import Counter
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,39 +14,13 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from PIL import Image as PILImage
-from PIL import ImageOps
 from tqdm import tqdm
-from transformers import AutoProcessor, ProcessorMixin
 
-# The wording of the authors' preprocessing script (verl/examples/data_preprocess/virl39k.py of vbdi/cppo).
-PROMPT_SUFFIX = (
-    "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. "
-    "The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in \\boxed{}."
-)
-MARKER = "<image>"  # the place of an image in a question
-MIN_SIDE = 28  # pixels; Qwen2.5-VL's patches of 14, two by two
+from .rows import LAYOUTS, PROMPT_SUFFIX, Layout, build_row
+
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 _SPLIT = re.compile(r"(?:^|[-_./])(train|validation|valid|val|dev|test|eval)(?:[-_./]|$)")
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The columns of a data set: of the question, the answer, the images, and those that are kept as they are."""
-
-    question: str
-    answer: str
-    images: str
-    extras: tuple[str, ...] = ()
-
-
-LAYOUTS = {
-    "TIGER-Lab/ViRL39K": Layout(
-        "question", "answer", "image", ("qid", "category", "source", "PassRate_32BTrained", "PassRate_7BBase")
-    ),
-    "hiyouga/geometry3k": Layout("problem", "answer", "images"),
-}
 
 
 def prepare(
@@ -122,7 +90,7 @@ def _prepare_split(source: Dataset, settings: dict[str, Any], num_proc: int | No
     if not isinstance(source.features[layout.images].feature, Value):  # embedded: their bytes, not decoded
         source = source.cast_column(layout.images, List(Image(decode=False)))
     rows = source.map(
-        _build_row, with_indices=True, fn_kwargs={"layout": layout, **settings}, features=Features(features),
+        build_row, with_indices=True, fn_kwargs={"layout": layout, **settings}, features=Features(features),
         remove_columns=source.column_names, num_proc=num_proc, writer_batch_size=100, desc=f"Preparing {settings['name']}",
     )  # fmt: skip
     faults = Counter(fault or "kept" for fault in rows["fault"])
@@ -170,143 +138,6 @@ def _stamp(folder: Path) -> str:
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-class _RowFault(Exception):
-    """Why a row cannot be used: the column, a kind that rows are counted by, and the details."""
-
-    def __init__(self, column: str, kind: str, details: Any = ""):
-        super().__init__(f"{kind}: {details}" if details != "" else kind)
-        self.column = column
-        self.kind = f"{column}: {kind}"
-
-
-def _build_row(
-    example: dict[str, Any],
-    index: int,
-    layout: Layout,
-    name: str,
-    root: str,
-    model: str | None,
-    max_prompt_length: int,
-    suffix: str,
-    skip_broken: bool,
-    stamps: list[str | None],
-) -> dict[str, Any]:
-    row = {"prompt": [], "images": [], "solution": "", **{c: example[c] for c in layout.extras if c in example}}
-    row |= {"fault": None} | ({"num_tokens": 0} if model else {})
-    try:
-        row["solution"] = _solution(example[layout.answer], layout)
-        row["images"] = [
-            _read_image(image, place, root, layout) for place, image in enumerate(example[layout.images] or [])
-        ]
-        row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
-        if model:
-            row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
-            if row["num_tokens"] > max_prompt_length:
-                row["fault"] = f"prompt of more than {max_prompt_length} tokens"
-    except _RowFault as fault:
-        if not skip_broken:
-            raise ValueError(
-                f"Row {index} of {name}, column {fault.column!r}: {fault}. Mend it, or leave such rows out: --skip_broken."
-            ) from fault
-        row["fault"] = fault.kind
-    if row["fault"]:
-        row["images"] = []
-    return row
-
-
-def _solution(answer: Any, layout: Layout) -> str:
-    if not isinstance(answer, str) or not answer.strip():
-        raise _RowFault(layout.answer, "no answer", repr(answer))
-    answer = answer.strip()
-    return answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
-
-
-def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list[dict[str, Any]]:
-    if not isinstance(question, str) or not question.replace(MARKER, "").strip():
-        raise _RowFault(layout.question, "no question", repr(question))
-    texts = question.strip().split(MARKER)
-    if len(texts) == 1:  # the mark is lost, the images are not
-        texts = [""] * num_images + texts
-    if len(texts) - 1 != num_images:
-        raise _RowFault(
-            layout.question, f"other number of {MARKER} marks than of images", f"{len(texts) - 1} and {num_images}"
-        )
-    texts[-1] = f"{texts[-1].rstrip()} {suffix}".rstrip()
-    content = []
-    for place, text in enumerate(texts):
-        content += [{"type": "image", "text": None}] if place else []
-        content += [{"type": "text", "text": text}] if text else []
-    return [{"role": "user", "content": content}]
-
-
-def _read_image(image: str | dict[str, Any] | None, place: int, root: str, layout: Layout) -> dict[str, Any]:
-    """An image's own bytes, or those of its enlarged copy if its short side is below `MIN_SIDE`."""
-    try:
-        data = image["bytes"] if isinstance(image, dict) else None
-        data = data or _read_bytes(image["path"] if isinstance(image, dict) else image, root)
-        with PILImage.open(io.BytesIO(data)) as picture:
-            picture.load()  # a truncated image shows only here
-            if min(picture.size) < MIN_SIDE:
-                data = _enlarge(picture)
-    except FileNotFoundError as error:
-        raise _RowFault(layout.images, "image missing", f"image {place}, {error}") from error
-    except Exception as error:  # PIL raises SyntaxError and its own DecompressionBombError too
-        message = f"image {place}, {type(error).__name__}: {error}"
-        raise _RowFault(layout.images, "image cannot be read", message) from error
-    return {"bytes": data, "path": None}
-
-
-def _read_bytes(path: str | None, root: str) -> bytes:
-    if not path or posixpath.isabs(path) or posixpath.normpath(path).startswith(".."):
-        raise FileNotFoundError(f"{path!r} is no path inside the data set's folder")
-    if os.path.isfile(os.path.join(root, path)):
-        return Path(root, path).read_bytes()
-    archive = os.path.join(root, "images.zip")
-    if os.path.isfile(archive):
-        members = _open_archive(archive, os.getpid())
-        for member in (path, path.removeprefix("images/")):  # zipped as a folder or from inside of it
-            if member in members.NameToInfo:
-                return members.read(member)
-    raise FileNotFoundError(f"there is no {path} in {root} nor in its images.zip")
-
-
-@functools.lru_cache(maxsize=2)
-def _open_archive(path: str, process: int) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)  # of this process: forked ones would share its position in the file
-
-
-def _enlarge(picture: PILImage.Image) -> bytes:
-    picture = ImageOps.exif_transpose(picture)
-    scale = MIN_SIDE / min(picture.size)
-    size = tuple(max(MIN_SIDE, round(side * scale)) for side in picture.size)
-    buffer = io.BytesIO()
-    picture.convert("RGB").resize(size, PILImage.Resampling.LANCZOS).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@functools.lru_cache(maxsize=1)
-def _load_processor(model: str) -> ProcessorMixin:
-    return AutoProcessor.from_pretrained(model)
-
-
-def _count_tokens(prompt: list[dict[str, Any]], images: list[dict[str, Any]], model: str, layout: Layout) -> int:
-    processor = _load_processor(model)
-    pictures = iter([PILImage.open(io.BytesIO(image["bytes"])).convert("RGB") for image in images])
-    content = [
-        {"type": "image", "image": next(pictures)}
-        if part["type"] == "image"
-        else {"type": "text", "text": part["text"]}
-        for part in prompt[0]["content"]
-    ]
-    try:
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-    except ValueError as error:  # such as Qwen's on an image 200 times as wide as high
-        raise _RowFault(layout.images, "refused by the processor", error) from error
-    return len(inputs["input_ids"][0])
 
 
 def write(dataset: DatasetDict, folder: str | Path, overwrite: bool = False) -> None:
