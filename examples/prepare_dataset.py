@@ -17,6 +17,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from datasets.exceptions import DatasetGenerationError
+
 from trl_cppo.data import PROMPT_SUFFIX, prepare, write
 
 
@@ -41,6 +43,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if Path(args.output).exists() and not args.overwrite:  # known before the work, not after it
             raise FileExistsError(f"{args.output} exists. Choose another --output, or --overwrite.")
+        if Path(args.dataset).is_dir() and Path(args.output).resolve().is_relative_to(Path(args.dataset).resolve()):
+            raise ValueError(
+                f"{args.output} is inside of {args.dataset}, which would then hold both. Choose another --output."
+            )
         dataset, counts = prepare(
             args.dataset,
             args.split,
@@ -51,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             args.num_proc,
         )
         write(dataset, args.output, args.overwrite)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DatasetGenerationError) as error:
         sys.exit(f"prepare_dataset.py: error: {' '.join(str(error).split())}")
     for split, reasons in counts.items():
         dropped = [f"{count} left out ({reason})" for reason, count in reasons.items() if reason != "kept"]

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import logged, make_trainer, picture
+from conftest import generation_batch, logged, make_trainer, picture
 from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
 from trl import prepare_multimodal_messages
@@ -154,6 +154,7 @@ def test_prompt_length_is_the_processors_own_count(tmp_path, model):
     rows, counts = prepare(str(source), max_prompt_length=21, **settings)
     assert rows["train"]["qid"][:] == ["Processed-q0", "Processed-q2"]
     assert counts["train"] == {"kept": 2, "prompt of more than 21 tokens": 2}
+    assert rows["train"][1]["images"] == [] and rows["train"].num_rows == 2
 
 
 FAULTS = {
@@ -219,6 +220,27 @@ def test_a_second_call_does_no_work(tmp_path, model, monkeypatch):
     second, counts = prepare(str(source), model=model, max_prompt_length=9999)
     assert len(opened) == 2 * 6 and counts["train"] == {"kept": 5}
     assert first["train"]._fingerprint == second["train"]._fingerprint
+    _, counts = prepare(str(source), model=model, max_prompt_length=50)  # another limit needs no other count
+    assert len(opened) == 2 * 6 and counts["train"]["kept"] < 5
+
+
+def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path, monkeypatch):
+    """Its files are links into another folder there; the parquet file and the archive are all that is asked for."""
+    blobs = virl39k(tmp_path / "blobs", QUESTIONS, zipped=True)
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    asked = []
+
+    def snapshot_download(name, repo_type, allow_patterns):
+        asked.append((name, repo_type, allow_patterns))
+        return str(snapshot)
+
+    monkeypatch.setattr(build, "snapshot_download", snapshot_download)
+    prepared, counts = prepare("TIGER-Lab/ViRL39K", num_proc=2)
+    assert counts["train"] == {"kept": 5} and prepared["train"][3]["images"][1].tobytes() == picture(31).tobytes()
+    assert asked == [("TIGER-Lab/ViRL39K", "dataset", ["*.parquet", "images.zip"])]
 
 
 def test_wrong_names_and_columns_say_what_there_is(tmp_path):
@@ -234,6 +256,10 @@ def test_wrong_names_and_columns_say_what_there_is(tmp_path):
         prepare(str(tmp_path / "empty"))
     Dataset.from_dict({"text": ["x"]}).to_parquet(tmp_path / "empty" / "train.parquet")
     with pytest.raises(ValueError, match=r"has the columns \['text'\]. Known are question, answer, image; problem"):
+        prepare(str(tmp_path / "empty"))
+    one = Dataset.from_dict({"question": ["?"], "answer": ["1"], "image": ["x.png"]})
+    one.to_parquet(tmp_path / "empty" / "train.parquet")
+    with pytest.raises(ValueError, match=r"\(train\), column 'image': expected lists of images, got Value"):
         prepare(str(tmp_path / "empty"))
 
 
@@ -273,6 +299,9 @@ def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
         return [float(len(seen) % 3 == i % 3) for i, _ in enumerate(completions)]
 
     trainer = make_trainer(tmp_path / "run", rows, reward_funcs=reward, per_device_train_batch_size=20, max_steps=2)
+    lengths = generation_batch(trainer)["prompt_mask"].sum(1).tolist()
+    assert set(lengths) == set(rows["num_tokens"])  # the trainer's prompts are as long as was counted
+    seen.clear()
     trainer.train()
     assert set(seen) == {(f"Processed-q{i}", f"\\boxed{{{i}}}") for i in range(5)}
     assert len(logged(trainer, "cpl/loss")) == 2 and max(logged(trainer, "cpl/gated_ratio")) > 0
@@ -283,9 +312,14 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with pytest.raises(SystemExit, match="^prepare_dataset.py: error: .*out exists. Choose another --output"):
         run("--dataset", source, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match="is inside of .*source, which would then hold both"):
+        run("--dataset", source, "--output", source / "data" / "out")
     run("--dataset", source, "--output", tmp_path / "out", "--overwrite")
     assert "none was measured: give --model" in capsys.readouterr().out
     assert load_dataset(str(tmp_path / "out"), split="train").num_rows == 1
+    (source / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1 cut short")
+    with pytest.raises(SystemExit, match="^prepare_dataset.py: error: [^\n]*$"):
+        run("--dataset", source, "--output", tmp_path / "other")
     assert {path.name for path in tmp_path.iterdir()} == {"source", "out", "cache"}  # no scratch folder is left
 
 

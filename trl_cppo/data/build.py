@@ -66,40 +66,41 @@ def prepare(
     for split in splits or sorted(files):
         source = load_dataset("parquet", data_files={split: [str(path) for path in files[split]]}, split=split)
         settings = dict(
-            name=f"{name} ({split})", root=str(root), model=model, max_prompt_length=max_prompt_length,
-            suffix=prompt_suffix, skip_broken=skip_broken,
+            name=f"{name} ({split})", root=str(root), model=model, suffix=prompt_suffix, skip_broken=skip_broken,
             # Not read, but a part of the cache's key: the map function's own key holds no file that it opens.
             stamps=[version("trl-cppo"), _stamp(root), _stamp(Path(model)) if model else None],
         )  # fmt: skip
-        prepared[split], counts[split] = _prepare_split(source, settings, num_proc)
+        rows = _map_rows(source, settings, num_proc)
+        lengths = rows["num_tokens"] if model else [0] * len(rows)
+        outcomes = [
+            fault or (f"prompt of more than {max_prompt_length} tokens" if length > max_prompt_length else "kept")
+            for fault, length in zip(rows["fault"], lengths, strict=True)
+        ]
+        kept = [index for index, outcome in enumerate(outcomes) if outcome == "kept"]
+        prepared[split], counts[split] = rows.remove_columns("fault").select(kept), Counter(outcomes)
     return prepared, counts
 
 
-def _prepare_split(source: Dataset, settings: dict[str, Any], num_proc: int | None) -> tuple[Dataset, Counter]:
+def _map_rows(source: Dataset, settings: dict[str, Any], num_proc: int | None) -> Dataset:
     layout = _find_layout(source, settings["name"])
-    kept = [column for column in layout.extras if column in source.column_names]
     part = {"type": Value("string"), "text": Value("string")}
     features = {
         "prompt": List({"role": Value("string"), "content": List(part)}),
         "images": List(Image()),
         "solution": Value("string"),
-        **{column: source.features[column] for column in kept},
+        **{column: source.features[column] for column in layout.extras if column in source.column_names},
         **({"num_tokens": Value("int32")} if settings["model"] else {}),
         "fault": Value("string"),
     }
-    if not isinstance(source.features[layout.images].feature, Value):  # embedded: their bytes, not decoded
+    images = source.features[layout.images]
+    if not isinstance(images, List):
+        raise ValueError(f"{settings['name']}, column {layout.images!r}: expected lists of images, got {images}.")
+    if not isinstance(images.feature, Value):  # embedded: their bytes, not decoded
         source = source.cast_column(layout.images, List(Image(decode=False)))
-    rows = source.map(
+    return source.map(
         build_row, with_indices=True, fn_kwargs={"layout": layout, **settings}, features=Features(features),
         remove_columns=source.column_names, num_proc=num_proc, writer_batch_size=100, desc=f"Preparing {settings['name']}",
     )  # fmt: skip
-    faults = Counter(fault or "kept" for fault in rows["fault"])
-    good = rows.filter(_is_good, input_columns="fault", num_proc=num_proc, desc="Filtering", writer_batch_size=100)
-    return good.remove_columns("fault"), faults
-
-
-def _is_good(fault: str | None) -> bool:
-    return fault is None
 
 
 def _find_layout(source: Dataset, name: str) -> Layout:

@@ -54,11 +54,27 @@ def build_row(
     name: str,
     root: str,
     model: str | None,
-    max_prompt_length: int,
     suffix: str,
     skip_broken: bool,
     stamps: list[str | None],
 ) -> dict[str, Any]:
+    """
+    What [`prepare`] makes of one row, and why it cannot be used in `fault`, else `None`.
+
+    Args:
+        example (`dict`): the row; its embedded images are not decoded.
+        index (`int`): its place.
+        layout (`Layout`): its columns.
+        name (`str`): how errors call the data set.
+        root (`str`): the folder of images that are paths.
+        model (`str`, *optional*): the processor that counts tokens into `num_tokens`.
+        suffix (`str`): written behind the question.
+        skip_broken (`bool`): whether a fault is no error.
+        stamps (`list`): not read; what the key of the cache must hold besides.
+
+    Raises:
+        `ValueError`: naming row and column.
+    """
     row = {"prompt": [], "images": [], "solution": "", **{c: example[c] for c in layout.extras if c in example}}
     row |= {"fault": None} | ({"num_tokens": 0} if model else {})
     try:
@@ -69,16 +85,12 @@ def build_row(
         row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
         if model:
             row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
-            if row["num_tokens"] > max_prompt_length:
-                row["fault"] = f"prompt of more than {max_prompt_length} tokens"
     except _RowFault as fault:
         if not skip_broken:
             raise ValueError(
                 f"Row {index} of {name}, column {fault.column!r}: {fault}. Mend it, or leave such rows out: --skip_broken."
             ) from fault
-        row["fault"] = fault.kind
-    if row["fault"]:
-        row["images"] = []
+        row |= {"fault": fault.kind, "images": []}
     return row
 
 
