@@ -21,6 +21,7 @@ from trl import prepare_multimodal_messages
 
 from trl_cppo import digits
 from trl_cppo.data import PROMPT_SUFFIX, build, prepare, write
+from trl_cppo.loading import load_split
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_dataset.py"
 VIRL39K = Features(
@@ -287,7 +288,7 @@ def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
     )
     shown = capsys.readouterr().out
     assert "train: 5 rows, 1 left out (prompt of more than 700 tokens)\n" in shown
-    rows = load_dataset(str(tmp_path / "out"), split="train")
+    rows = load_split(str(tmp_path / "out"), "train", ("prompt", "solution"))  # as the script does
     assert [len(row["images"]) for row in rows] == [1, 2, 1, 2, 0]
     [message] = prepare_multimodal_messages(rows[1]["prompt"], rows[1]["images"])  # as TRL fills the places
     shown = [part["image"].tobytes() for part in message["content"] if part["type"] == "image"]

@@ -3,7 +3,8 @@
 r"""
 When an answer counts as right: what is text is compared here, what is mathematics by a function that is passed in.
 
-Pure functions of the standard library. Each takes time linear in the length of its text.
+Pure functions of the standard library, of a time linear in the length of the text; what looks at units sees
+`MAX_LENGTH` characters at most.
 """
 
 import re
@@ -16,7 +17,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|operatorname|boldsymbol)\s*\{"
 )
-_SPACE = re.compile(r"\\(?:quad|qquad)\b|\\[,;:! ]|~|\s")
+_SPACE = re.compile(r"\\(?:quad|qquad)\b|(?<!\\)\\[,;:! ]|~|\s")
 _CHOICE = re.compile(
     r"(?:(?:option|choice|answer):? )?\(?([A-Z])(?:\)?[.:]?$|(?:\)[.:]?|[.:]) (.+)$)", re.IGNORECASE | re.DOTALL
 )
