@@ -21,6 +21,7 @@ from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
 from .metrics import cpl_metrics, cpl_sums
+from .model_card import CardExample, write_card
 from .upstream import RepairedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
@@ -95,6 +96,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
         tools, rollout_func, environment_factory:
             As in GRPOTrainer. Images that tools and environments return get views like those of the prompt; tokens of
             tool results never count in the CPL. A rollout function's rows keep the images of the data set.
+
+    Attributes:
+        card_example ([`~trl_cppo.model_card.CardExample`], *optional*):
+            Set it to an image and a question of yours, which may be published, for the model card's quick start.
 
     Raises:
         `TypeError`: if `args` is not a CPPOConfig.
@@ -171,6 +176,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             seed=args.seed,
             to_rgb=self._process_views.to_rgb,
         )
+        self.card_example: CardExample | None = None
         self._view_scoring: _ViewScoring | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
@@ -191,6 +197,17 @@ class CPPOTrainer(RepairedGRPOTrainer):
         banned = sorted({*(self.generation_config.suppress_tokens or []), *ids})
         self.generation_config.suppress_tokens = banned
         self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
+        checkpoint and before every upload.
+        """
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            write_card(self, model_name, dataset_name)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         key = self._generation_key()
