@@ -16,7 +16,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from peft import LoraConfig
 
 from trl_cppo import digits, get_view
-from trl_cppo.model_card import CardExample, add_evaluation, escape
+from trl_cppo.card_results import add_evaluation
+from trl_cppo.markdown import escape
+from trl_cppo.model_card import CardExample
 
 EVALUATION = {
     "model": "cppo-digits", "dataset": "someone/questions", "split": "test", "num_questions": 200, "reward": "sum_reward",

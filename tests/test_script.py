@@ -75,7 +75,8 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
         "reward", "held_out_accuracy", "cpl/loss", "cpl/perception_ratio", "cpl/contrast_accuracy",
     }  # fmt: skip
     card = (output / "README.md").read_text()
-    assert "- cppo" in card and "# Model Card for cppo-digits" in card
+    assert "- cppo" in card and "# cppo-digits" in card and "(training.png)" in card
+    assert f"accuracy, greedy | {report['held_out_accuracy']['after']:.4g} |" in card
     with Image.open(output / "training.png") as picture:
         assert min(picture.size) > 500
     second = run(*QUICK, "--output_dir", "again", cwd=tmp_path)
@@ -180,7 +181,8 @@ def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tm
         repo_id = "someone/out"
 
     def upload_folder(self, **kwargs):
-        calls.append(sorted(path.name for path in Path(kwargs["folder_path"]).iterdir()))
+        folder = Path(kwargs["folder_path"])
+        calls.append((sorted(path.name for path in folder.iterdir()), (folder / "README.md").read_text()))
 
     monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Repository("url"))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
@@ -188,4 +190,6 @@ def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tm
     arguments = [*own, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", "someone/out"]
     monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
     load_script().main()
-    assert any({"README.md", "model.safetensors", "training.png", "metrics.json"} <= set(names) for names in calls)
+    names, card = calls[-1]
+    assert {"README.md", "model.safetensors", "training.png", "metrics.json"} <= set(names)
+    assert "model_id = 'someone/out'" in card and "(training.png)" in card and "| Steps | 2 of 2 |" in card
