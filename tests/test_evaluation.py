@@ -17,7 +17,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl_cppo import digits
 from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.evaluation import (
-    CompletionGenerator, Records, compare, comparison_table, evaluate_rows, summarize, table,
+    CompletionGenerator,
+    Records,
+    compare,
+    comparison_table,
+    evaluate_rows,
+    summarize,
+    table,
 )  # fmt: skip
 from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.generation import Completion
@@ -285,8 +291,12 @@ def test_a_reward_gets_what_grpo_trainer_passes():
 
     rows = [{"prompt": [{"role": "user", "content": "?"}], "solution": s, "level": 3} for s in "abc"]
     assert score(reward, rows, [completion(text) for text in "xyz"]) == [1.0, None, None]
-    assert seen["completions"][1] == [{"role": "assistant", "content": "y"}] and seen["prompts"][0] == rows[0]["prompt"]
-    assert seen["solution"] == ["a", "b", "c"] and seen["level"] == [3, 3, 3] and seen["completion_ids"] == [[1, 2]] * 3
+    assert (
+        seen["completions"][1] == [{"role": "assistant", "content": "y"}] and seen["prompts"][0] == rows[0]["prompt"]
+    )
+    assert (
+        seen["solution"] == ["a", "b", "c"] and seen["level"] == [3, 3, 3] and seen["completion_ids"] == [[1, 2]] * 3
+    )
 
 
 def test_the_row_that_a_reward_fails_on_is_named():
@@ -428,7 +438,8 @@ def test_pairing_narrows_the_interval():
     other = one.copy()
     other[:12] = 1 - other[:12]
     low, high = compare(results(one[:, 0], one), results(other[:, 0], other))["greedy"]["interval"]
-    assert high - low < 0.06 < 0.15 < np.diff(bootstrap_interval(one))[0] * np.sqrt(2) + 0.01
+    single_low, single_high = bootstrap_interval(one[:, 0])
+    assert high - low < (single_high - single_low) / 2  # 12 of 300 questions changed
 
 
 def test_a_comparison_with_other_numbers_of_samples_leaves_pass_out():
