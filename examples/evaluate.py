@@ -110,6 +110,7 @@ class EvaluationArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Leave GPUs alone."})
 
     def __post_init__(self) -> None:
+        self.model = self.model and self.model.rstrip("/")  # model and model/ are one
         for name, lowest in [("num_rows", 1), ("num_samples", 0), ("batch_size", 1), ("seed", 0)]:
             value = getattr(self, name)
             if value is not None and value < lowest:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_rows
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -37,6 +37,7 @@ def load_script():
 def evaluate(tmp_path, monkeypatch, capsys):
     """Runs the script in this process and an empty folder; returns what it prints."""
     monkeypatch.chdir(tmp_path)
+    sys.modules.pop("my_rewards", None)
     (tmp_path / "my_rewards.py").write_text(
         "def even(completion_ids, **kwargs):\n    return [float(sum(ids) % 2 == 0) for ids in completion_ids]\n"
     )
@@ -92,7 +93,7 @@ def kill_half_way(command, records, cwd):
     with subprocess.Popen(
         command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as child:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not records.exists() or records.read_bytes().count(b"\n") < 12:
             assert child.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -115,7 +116,7 @@ def test_a_killed_run_goes_on_with_two_processes_to_the_same_bytes(warm_model, t
         file.write('{"row": 59, "quest')
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
     command = [*launcher, *digits_command(warm_model, "resumed.json", 7)]
-    finished = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    finished = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert records.read_bytes() == (tmp_path / "whole.records.jsonl").read_bytes()
@@ -125,6 +126,7 @@ def test_a_killed_run_goes_on_with_two_processes_to_the_same_bytes(warm_model, t
 def test_a_finished_run_is_not_done_again(own, evaluate, monkeypatch):
     evaluate(*own)
     before = Path("out.json").read_bytes()
+    own[1] = f"{own[1]}/"
     monkeypatch.setattr(runner.CompletionGenerator, "generate", None)  # a call would fail
     evaluate(*own)
     assert Path("out.json").read_bytes() == before
@@ -218,6 +220,24 @@ def test_errors_are_one_line_that_says_what_to_do(own, error, tmp_path, monkeypa
     sys.modules.pop("my_rewards", None)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert "the reward even returned 1 values for 5 completions" in error(*own, "--output", "o.json")
+
+
+def test_a_row_that_cannot_be_read_or_fails_in_the_reward_is_named(own, evaluate, error, tmp_path):
+    table = make_rows([1] * 4).data.table.to_pylist()
+    table[3]["images"][0]["bytes"] = b"no image"
+    (tmp_path / "broken").mkdir()
+    broken = Dataset.from_list(table).cast(make_rows([1]).features)
+    broken.to_parquet(tmp_path / "broken" / "test.parquet")
+    own[3] = "broken"
+    assert "Row 3 of broken (test), column 'images' cannot be read" in error(*own, "--batch_size", "2")
+    lines = Path("out.records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in lines[1:]] == [0, 1]  # what was finished is kept
+    (tmp_path / "picky.py").write_text(
+        "def picky(solution, **kwargs):\n    return [1 / (int(s) - 2) for s in solution]\n"
+    )
+    own[1:4:2] = [own[1], "data"]
+    wrong = error(*own, "--reward", "picky.picky", "--output", "picky.json")
+    assert "Row 2 of data (test): the reward picky fails with ZeroDivisionError" in wrong
 
 
 def test_help_lists_every_flag(evaluate, capsys):

@@ -52,8 +52,8 @@ def test_pass_at_k_wants_as_many_samples():
 def test_the_interval_is_scipys_percentile_bootstrap():
     values = np.random.default_rng(0).choice([0, 0.25, 0.5, 0.75, 1], size=120, p=[0.3, 0.1, 0.1, 0.2, 0.3])
     theirs = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=40_000, rng=1)
-    # standard error of an end of the interval with 10,000 resamples: measured 0.0006 over 200 seeds
-    assert bootstrap_interval(values) == pytest.approx(list(theirs.confidence_interval), abs=0.003)
+    # standard deviation of the ends over 200 seeds: measured 0.0013 and 0.0011
+    assert bootstrap_interval(values) == pytest.approx(list(theirs.confidence_interval), abs=0.005)
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3) != bootstrap_interval(values)
 
 
@@ -63,7 +63,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for trial in range(300):
         low, high = bootstrap_interval(generator.random(200) < 0.7, seed=trial)
         inside += low <= 0.7 <= high
-    assert 0.91 < inside / 300 < 0.98  # 0.95 ± 3 standard errors of 300 trials, less its bias of 1 % at Q = 200
+    assert 0.91 < inside / 300 < 0.99  # 0.95 ± 3 standard errors of 300 trials; 0.957 in 8,000 trials
 
 
 def test_the_interval_of_equal_values_is_a_point():
@@ -165,7 +165,14 @@ def test_prompts_are_those_of_grpo_trainer(family, tmp_path, monkeypatch):
             assert torch.equal(ours[name], tensor), name
 
 
-def test_images_inside_the_prompts(tmp_path):
+def test_the_prompt_asks_for_the_assistants_turn():
+    model, processor = build("qwen2_5_vl")  # its own template has no turn to open
+    processor.chat_template += "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    inputs = CompletionGenerator(model, processor, 4).encode(list(make_rows([1, 2])))
+    assert (inputs["input_ids"][:, -1] == processor.tokenizer.convert_tokens_to_ids("<|im_start|>")).all()
+
+
+def test_images_inside_the_prompts():
     content = [{"type": "image", "image": picture(1)}, {"type": "text", "text": "sum?"}]
     inside = {"prompt": [{"role": "user", "content": content}]}
     beside = {"prompt": [{"role": "user", "content": "sum?"}], "images": [picture(1)]}
@@ -348,11 +355,13 @@ def test_records_survive_a_half_written_line(tmp_path):
     content = records.path.read_bytes()
     records.path.write_bytes(content + b'{"row": 5, "ques')
     (tmp_path / "out.records.9.jsonl").write_text('{"settings"')  # killed while it wrote its header
+    copy = tmp_path / "out.records.copy.jsonl"  # a user's, never touched
+    copy.write_text("{")
     records.mend()
     assert records.path.read_bytes() == content and len(records.files()) == 2
     assert list(records.read()) == [0, 1, 2]
     records.merge()
-    assert records.files() == [records.path] == list(tmp_path.iterdir())
+    assert records.files() == [records.path] and set(tmp_path.iterdir()) == {records.path, copy}
     assert records.read() == {row: record(row) for row in range(3)}
 
 

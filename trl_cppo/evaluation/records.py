@@ -6,9 +6,9 @@ The main process appends to `<name>.records.jsonl`, process number r > 0 to `<na
 write to one file, which shared file systems do not keep in order. The first line of each holds the settings.
 """
 
-import glob
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Records:
 
     def files(self) -> list[Path]:
         """All existing record files, of whatever number of processes."""
-        return [Path(name) for name in sorted(glob.glob(f"{glob.escape(str(self._base))}*.jsonl"))]
+        name = re.compile(re.escape(self._base.name) + r"(\.\d+)?\.jsonl")  # no copies that a user made
+        return sorted(path for path in self._base.parent.glob("*.jsonl") if name.fullmatch(path.name))
 
     def remove(self) -> None:
         """Forget all records."""
