@@ -25,6 +25,7 @@ The same command again goes on where an interrupted one stopped. `--config file.
 
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from trl import TrlParser
 
 from trl_cppo.dataset_checks import LocatedRows
+from trl_cppo.digits.task import MAX_RESPONSE_TOKENS as DIGITS_LENGTH
 from trl_cppo.evaluation import (
     CompletionGenerator,
     Records,
@@ -56,6 +58,9 @@ from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
 from trl_cppo.loading import DEFAULT_REWARDS, DIGITS, RewardCountError, check_folder, load_rewards, load_split
+
+SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
+SETTINGS += ["seed", "dtype", "attn_implementation"]  # what results depend on, besides what `prepare` adds
 
 
 @dataclass
@@ -110,7 +115,7 @@ class EvaluationArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Leave GPUs alone."})
 
     def __post_init__(self) -> None:
-        self.model = self.model and self.model.rstrip("/")  # model and model/ are one
+        self.model = self.model and os.path.expanduser(self.model).rstrip("/")  # model and model/ are one
         for name, lowest in [("num_rows", 1), ("num_samples", 0), ("batch_size", 1), ("seed", 0)]:
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -123,6 +128,8 @@ class EvaluationArguments:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p must be above 0 and at most 1, got {self.top_p}.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype must be auto, float32, bfloat16 or float16, got {self.dtype}.")
         if not self.greedy and self.num_samples == 0:
             raise ValueError("--no_greedy with --num_samples 0 leaves nothing to do.")
 
@@ -196,27 +203,18 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
         if value is None:
             raise ValueError(f"{flag} is missing. Give a model and a data set, or --compare two results.")
     check_folder("--model", args.model)
+    if state.device.type == "mps":
+        raise ValueError("Sampling needs float64, which Apple's GPUs do not have. Add --use_cpu.")
     if args.compare and len(args.compare) != 1:
         raise ValueError("--compare takes one file when a model is evaluated, and two when none is.")
     compare_with = load_result(args.compare[0]) if args.compare else None
     reward_name, reward = load_reward(args)
     dataset, name = load_rows(args, reward)
     model, processor = load_model(args, state.device)
-    length = args.max_completion_length or (28 if args.dataset == DIGITS else 2048)
+    length = args.max_completion_length or (DIGITS_LENGTH if args.dataset == DIGITS else 2048)
     generator = CompletionGenerator(model, processor, length, args.temperature, args.top_p, args.seed)
 
-    names = (
-        "model",
-        "revision",
-        "dataset",
-        "dataset_config",
-        "split",
-        "greedy",
-        "num_samples",
-        "temperature",
-        "top_p",
-    )
-    settings = {name: getattr(args, name) for name in (*names, "seed", "dtype", "attn_implementation")}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"num_rows": len(dataset), "max_completion_length": length, "reward": reward_name}
     settings["weights"] = weights_hash(model)
     output, rows = output_path(args), LocatedRows(dataset, name)
@@ -225,6 +223,7 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
         open_output(args, output, records, rows, settings)
     state.wait_for_everyone()
     done = records.read()
+    state.wait_for_everyone()  # no process appends while another one reads
     pending = [row for row in range(len(dataset)) if row not in done][state.process_index :: state.num_processes]
     return Job(rows, generator, reward, records, pending, settings, output, compare_with)
 

@@ -205,6 +205,7 @@ def test_errors_are_one_line_that_says_what_to_do(own, error, tmp_path, monkeypa
     assert "--num_samples must be at least 0, got -1" in error(*own, "--num_samples", "-1")
     assert "--temperature must be above 0, got 0.0" in error(*own, "--temperature", "0")
     assert "--top_p must be above 0 and at most 1" in error(*own, "--top_p", "1.5")
+    assert "--dtype must be auto, float32, bfloat16 or float16, got foo" in error(*own, "--dtype", "foo")
     assert "leaves nothing to do" in error(*own, "--num_samples", "0", "--no_greedy")
     assert "data has no split 'dev', only ['test']" in error(*own, "--split", "dev")
     assert "Unknown reward 'acuracy'" in error(*own, "--reward", "acuracy")
