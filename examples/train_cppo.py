@@ -34,10 +34,9 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
-from trl.rewards import accuracy_reward
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.loading import RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
 
@@ -51,8 +50,9 @@ class CPPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards: accuracy_reward, think_boxed_format_reward or a dotted import path such as "
-            "my_package.my_reward. Default: 0.9 * accuracy_reward + 0.1 * think_boxed_format_reward, as the authors."
+            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, or a dotted import "
+            "path such as my_package.my_reward. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
+            "the authors' mixture."
         },
     )
     eval_canvases: int = field(
@@ -102,9 +102,8 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
             )
     check_folder("--model_name_or_path", model_args.model_name_or_path)
     functions, weights = load_rewards(script_args.reward_funcs)
-    if accuracy_reward in functions and find_spec("math_verify") is None:
-        raise ImportError('accuracy_reward needs math-verify: pip install "trl-cppo[math]", or set --reward_funcs.')
-    required = ("prompt", "solution") if accuracy_reward in functions else ("prompt",)
+    graded = any(function in MATH_REWARDS.values() for function in functions)
+    required = ("prompt", "solution") if graded else ("prompt",)
     load = functools.partial(
         load_split,
         script_args.dataset_name,
