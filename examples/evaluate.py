@@ -11,10 +11,11 @@ The embedded task (any machine, without the Hub), after `accelerate launch examp
 
     python examples/evaluate.py --model cppo-digits --dataset digits
 
-A model and a data set (Hub ids or local folders; columns `prompt`, `image` or `images`, `solution`), on eight GPUs:
+A model and a data set (Hub ids or local folders; columns `prompt`, `image` or `images`, `solution`), on eight GPUs;
+`data/geometry3k` is what prepare_dataset.py makes:
 
     accelerate launch --num_processes 8 examples/evaluate.py \
-        --model Qwen2.5-VL-3B-CPPO --dataset hiyouga/geometry3k --split test --num_samples 8
+        --model Qwen2.5-VL-3B-CPPO --dataset data/geometry3k --split test --num_samples 8
 
 Two evaluations of the same questions:
 
@@ -57,7 +58,7 @@ from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
-from trl_cppo.loading import DEFAULT_REWARDS, DIGITS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import DIGITS, RewardCountError, check_folder, load_rewards, load_split
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
 SETTINGS += ["seed", "dtype", "attn_implementation"]  # what results depend on, besides what `prepare` adds
@@ -172,13 +173,8 @@ def load_model(args: EvaluationArguments, device: torch.device) -> tuple[PreTrai
 
 def load_reward(args: EvaluationArguments) -> tuple[str, Callable[..., Any]]:
     """The reward's name, with its module where it has one, and its function."""
-    if args.reward is None and args.dataset == DIGITS:
-        args.reward = "trl_cppo.digits.sum_reward"
     if args.reward is None:
-        known = "boxed_accuracy_reward" in DEFAULT_REWARDS
-        args.reward = "boxed_accuracy_reward" if known else "accuracy_reward"
-    if args.reward in ("boxed_accuracy_reward", "accuracy_reward") and find_spec("math_verify") is None:
-        raise ImportError(f'{args.reward} needs math-verify: pip install "trl-cppo[math]", or set --reward.')
+        args.reward = "trl_cppo.digits.sum_reward" if args.dataset == DIGITS else "boxed_accuracy_reward"
     [function], _ = load_rewards([args.reward])
     return args.reward, function
 

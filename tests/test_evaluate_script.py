@@ -123,6 +123,26 @@ def test_a_killed_run_goes_on_with_two_processes_to_the_same_bytes(warm_model, t
     assert not list(tmp_path.glob("*.1.jsonl")) and not list(tmp_path.glob("*.draft"))
 
 
+def test_the_default_reward_grades_boxed_answers(warm_model, evaluate, tmp_path):
+    """The layout that prepare_dataset.py writes: parts in the prompts, a list of images, solutions in boxes."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "sum?"}]
+    digits.make_dataset("held_out", 2000, seed=1).select(range(16)).map(
+        lambda row: {
+            "prompt": [{"role": "user", "content": parts}],
+            "images": [row["image"]],
+            "solution": f"\\boxed{{{row['solution']}}}",
+        },
+        remove_columns=["image", "prompt"],
+    ).to_parquet(tmp_path / "data" / "test.parquet")
+    common = ["--model", warm_model, "--num_samples", "2", "--max_completion_length", "28", "--num_rows", "16"]
+    evaluate(*common, "--dataset", "data", "--output", "out.json")
+    evaluate(*common, "--dataset", "digits", "--output", "digits.json")
+    boxed, summed = results("out.json"), results("digits.json")
+    assert (boxed["reward"], summed["reward"]) == ("boxed_accuracy_reward", "sum_reward")
+    for kind in ("greedy", "sampled"):
+        assert boxed[kind] == summed[kind]
+
+
 def test_a_finished_run_is_not_done_again(own, evaluate, monkeypatch):
     evaluate(*own)
     before = Path("out.json").read_bytes()

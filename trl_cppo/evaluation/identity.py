@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from ..dataset_checks import images_of
 from .errors import EvaluationError
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
+
 
 def question_hash(example: dict[str, Any]) -> str:
     """16 hexadecimal digits that change with a row's prompt, its solution or a pixel of its images."""
@@ -28,13 +30,13 @@ def _hash_object(value: Any) -> str:
 
 def weights_hash(model: PreTrainedModel) -> str:
     """
-    16 hexadecimal digits that change when a model is trained on: from the sum of every weight's bytes.
+    16 hexadecimal digits that change when a model is trained on: from the sum of each tensor's bits as integers.
 
     A folder's name does not tell that the model in it was replaced.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        content = weight.detach().flatten().view(torch.uint8).sum(dtype=torch.int64)
+        content = weight.detach().flatten().view(_INTEGERS[weight.element_size()]).sum(dtype=torch.int64)
         digest.update(f"{name} {tuple(weight.shape)} {int(content)}\n".encode())
     return digest.hexdigest()[:16]
 
