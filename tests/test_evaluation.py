@@ -150,7 +150,7 @@ def trl_inputs(dataset, family, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_are_those_of_grpo_trainer(family, tmp_path, monkeypatch):
-    # PaliGemma cannot batch unequal numbers of images
+    # TRL cannot batch unequal numbers of images for PaliGemma
     counts = [1, 1, 1] if family == "paligemma" else [2, 0, 1]
     dataset = make_rows(counts, sizes=[(56, 56), (84, 56)])
     theirs = trl_inputs(dataset, family, tmp_path, monkeypatch)
