@@ -43,6 +43,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
+from trl_cppo.card_results import add_evaluation
 from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.digits.task import MAX_RESPONSE_TOKENS as DIGITS_LENGTH
 from trl_cppo.evaluation import (
@@ -262,10 +263,15 @@ def finish(job: Job, seconds: float) -> None:
     if job.compare_with is not None:
         result["comparison"] = compare(job.compare_with, result)
     write(job.output, to_json(result))
+    folder = Path(job.settings["model"])
+    has_card = (folder / "README.md").is_file() and job.output.parent == folder
+    if has_card:
+        add_evaluation(folder, result)
     print(table(result))
     if job.compare_with is not None:
         print(f"\n{comparison_table(result['comparison'])}")
-    print(f"\nResults are in {job.output}, completions in {job.records.path}; {seconds:.0f} s.")
+    card = f" and in the card {folder / 'README.md'}" if has_card else ""
+    print(f"\nResults are in {job.output}{card}, completions in {job.records.path}; {seconds:.0f} s.")
 
 
 def write(path: Path, text: str) -> None:

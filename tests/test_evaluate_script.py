@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """examples/evaluate.py as a user runs it."""
 
-import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_rows
+from conftest import load_script, make_rows
 from datasets import Dataset, DatasetDict
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -25,14 +26,6 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 OWN = ["--num_samples", "2", "--max_completion_length", "6", "--reward", "my_rewards.even"]
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch, capsys):
     """Runs the script in this process and an empty folder; returns what it prints."""
@@ -41,7 +34,7 @@ def evaluate(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_rewards.py").write_text(
         "def even(completion_ids, **kwargs):\n    return [float(sum(ids) % 2 == 0) for ids in completion_ids]\n"
     )
-    script = load_script()
+    script = load_script("evaluate")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
@@ -108,7 +101,7 @@ def test_a_killed_run_goes_on_with_two_processes_to_the_same_bytes(warm_model, t
     assert whole["greedy"]["accuracy"] == expected and f"| greedy    | {expected:.3f} |" in shown
     assert whole["num_questions"] == 60 and 0.3 < whole["sampled"]["avg"] < whole["sampled"]["pass"] < 1
 
-    records = tmp_path / "resumed.records.jsonl"
+    records = tmp_path / "_resumed.records.jsonl"
     kill_half_way([sys.executable, SCRIPT, *digits_command(warm_model, "resumed.json", 3)], records, tmp_path)
     done = records.read_bytes().count(b"\n") - 1
     assert 11 <= done < 60 and not (tmp_path / "resumed.json").exists()
@@ -119,7 +112,7 @@ def test_a_killed_run_goes_on_with_two_processes_to_the_same_bytes(warm_model, t
     finished = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert (tmp_path / "resumed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert records.read_bytes() == (tmp_path / "whole.records.jsonl").read_bytes()
+    assert records.read_bytes() == (tmp_path / "_whole.records.jsonl").read_bytes()
     assert not list(tmp_path.glob("*.1.jsonl")) and not list(tmp_path.glob("*.draft"))
 
 
@@ -190,7 +183,7 @@ def test_an_adapter_folder_is_the_merged_model(small_model, own, evaluate, tmp_p
     for name in (small_model, "adapter", "merged"):
         own[1] = name
         evaluate(*own[:-1], f"{Path(name).name}.json")
-        lines = Path(f"{Path(name).name}.records.jsonl").read_text().splitlines()[1:]
+        lines = Path(f"_{Path(name).name}.records.jsonl").read_text().splitlines()[1:]
         texts.append([[entry["text"] for entry in json.loads(line)["samples"]] for line in lines])
     assert texts[1] == texts[2] != texts[0]
 
@@ -251,7 +244,7 @@ def test_a_row_that_cannot_be_read_or_fails_in_the_reward_is_named(own, evaluate
     broken.to_parquet(tmp_path / "broken" / "test.parquet")
     own[3] = "broken"
     assert "Row 3 of broken (test), column 'images' cannot be read" in error(*own, "--batch_size", "2")
-    lines = Path("out.records.jsonl").read_text().splitlines()
+    lines = Path("_out.records.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in lines[1:]] == [0, 1]  # what was finished is kept
     (tmp_path / "picky.py").write_text(
         "def picky(solution, **kwargs):\n    return [1 / (int(s) - 2) for s in solution]\n"
@@ -267,3 +260,19 @@ def test_help_lists_every_flag(evaluate, capsys):
     shown = capsys.readouterr().out
     for name in ("model", "dataset", "num_samples", "no_greedy", "compare", "overwrite", "dtype", "top_p"):
         assert f"--{name}" in shown
+
+
+def test_the_card_beside_the_model_gets_the_results(evaluate, small_model, own, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(small_model, model)
+    (model / "README.md").write_text("---\nlicense: mit\n---\n\nA model.\n")
+    own = ["--model", model, *own[2 : own.index("--output")]]
+    assert "and in the card" in evaluate(*own, "--num_samples", 1)
+    measured, card = results(model / "evaluation.json"), ModelCard.load(model / "README.md")
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["accuracy, greedy"] == pytest.approx(measured["greedy"]["accuracy"], abs=1e-6)
+    assert values["avg@1"] == pytest.approx(measured["sampled"]["avg"], abs=1e-6)
+    assert measured["sampled"]["std_over_samples"] is None and "None" not in card.text
+    elsewhere = card.content
+    evaluate(*own, "--num_samples", 2, "--output", "other.json")  # not beside the model
+    assert (model / "README.md").read_text() == elsewhere

@@ -354,8 +354,8 @@ def test_records_survive_a_half_written_line(tmp_path):
     Records(tmp_path / "out.json", {"seed": 0}, process=3).append([record(1)])
     content = records.path.read_bytes()
     records.path.write_bytes(content + b'{"row": 5, "ques')
-    (tmp_path / "out.records.9.jsonl").write_text('{"settings"')  # killed while it wrote its header
-    copy = tmp_path / "out.records.copy.jsonl"  # a user's, never touched
+    (tmp_path / "_out.records.9.jsonl").write_text('{"settings"')  # killed while it wrote its header
+    copy = tmp_path / "_out.records.copy.jsonl"  # a user's, never touched
     copy.write_text("{")
     records.mend()
     assert records.path.read_bytes() == content and len(records.files()) == 2

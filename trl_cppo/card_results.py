@@ -60,7 +60,7 @@ def results_section(results: list[EvalResult]) -> str:
     """A table between two marks; the marks alone where nothing was measured."""
     rows = []
     for result in results:
-        details = {**(result.metric_args or {})}
+        details = {key: value for key, value in (result.metric_args or {}).items() if value is not None}
         interval = "–".join(number(bound) for bound in details.pop("interval", []))
         how = ", ".join(
             f"{escape(key)} {escape(number(value) if is_number(value) and value % 1 else value)}"

@@ -123,7 +123,7 @@ def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] |
     missing = importlib.util.find_spec("math_verify") is None
     for name in (DEFAULT_REWARDS if names is None else names) if missing else ():
         if name in MATH_REWARDS:
-            raise ImportError(f'{name} needs math-verify: pip install "trl-cppo[math]", or set --reward_funcs.')
+            raise ImportError(f'{name} needs math-verify: pip install "trl-cppo[math]", or choose another reward.')
     if names is None:
         functions, weights = zip(*DEFAULT_REWARDS.values(), strict=True)
         return list(functions), list(weights)

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished questions on disk, one JSON object a line, so that an interrupted evaluation goes on.
 
-The main process appends to `<name>.records.jsonl`, process number r > 0 to `<name>.records.<r>.jsonl`: no two processes
-write to one file, which shared file systems do not keep in order. The first line of each holds the settings.
+The main process appends to `_<name>.records.jsonl`, process number r > 0 to `_<name>.records.<r>.jsonl`: no two processes
+write to one file, which shared file systems do not keep in order. The first line of each holds the settings. Trainer does
+not upload files whose names begin with `_`: what a model wrote on somebody's data need not be public.
 """
 
 import json
@@ -30,7 +31,7 @@ class Records:
     """
 
     def __init__(self, output: Path, settings: dict[str, Any], process: int = 0):
-        self._base = output.parent / f"{output.stem}.records"
+        self._base = output.parent / f"_{output.stem}.records"
         self._settings = settings
         self.path = self._file(process)
 
