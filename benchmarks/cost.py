@@ -6,8 +6,8 @@ What CPPO's update (loss and backward) costs, as ratios to GRPOTrainer's on the 
     OMP_NUM_THREADS=1 python benchmarks/cost.py          # a table
     OMP_NUM_THREADS=1 python benchmarks/cost.py --json   # one JSON object on stdout
 
-Three arms take turns: `grpo` is TRL's GRPOTrainer; `cppo` is CPPOTrainer with a share f of the rows gated; `every_row` scores
-every row on both views in two further forwards, as the authors' code does. FLOPs are counted by
+Four arms take turns: `grpo` is TRL's GRPOTrainer; `cppo` is CPPOTrainer with a share f of the rows gated, `cppo_kl` the same with
+the exact KL; `every_row` scores every row on both views in two further forwards, as the authors' code does. FLOPs are counted by
 `torch.utils.flop_counter`, the bytes that autograd keeps for the backward by saved-tensor hooks (a storage counts once,
 weights do not): both are exact. Seconds are medians over pairs of neighbouring runs.
 """
@@ -36,14 +36,14 @@ GROUP = 4  # rollouts of a prompt
 HIDDEN, HEADS, LAYERS = 256, 4, 4  # of the text model and of the vision tower alike
 
 
-def build() -> tuple[Qwen2_5_VLForConditionalGeneration, Any]:
+def build(vocabulary: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Any]:
     """A Qwen2.5-VL of random weights with the true model's patches (14 pixels, merged 2 × 2), and its processor."""
     config = digits.build_model().config.to_dict()
     shape = {"hidden_size": HIDDEN, "intermediate_size": 3 * HIDDEN}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}  # half of a head's 64
     config["text_config"].update(
         **shape, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=2, rope_parameters=rope,
-        max_position_embeddings=8192, layer_types=["full_attention"] * LAYERS,
+        vocab_size=vocabulary, max_position_embeddings=8192, layer_types=["full_attention"] * LAYERS,
     )  # fmt: skip
     config["vision_config"].update(
         **shape, depth=LAYERS, num_heads=HEADS, patch_size=14, window_size=112, out_hidden_size=HIDDEN,
@@ -77,7 +77,7 @@ class Bench:
     """The trainers of all arms around one model."""
 
     def __init__(self, options: argparse.Namespace, share: float, folder: str):
-        self.model, processor = build()
+        self.model, processor = build(options.vocabulary)
         self.rows = make_rows(options.rows // GROUP, options.side)
         common = dict(
             output_dir=folder, per_device_train_batch_size=options.rows, num_generations=GROUP, use_cpu=True,
@@ -103,7 +103,10 @@ class Bench:
         if arm == "grpo":
             plain = {key: value for key, value in self.batch.items() if key not in ("cpl_views", "num_gated_rows")}
             return self.grpo.compute_loss(self.model, plain)
-        return self.cppo.compute_loss(self.model, self.batch) if arm == "cppo" else self._every_row()
+        if arm == "every_row":
+            return self._every_row()
+        self.cppo.args.cpl_divergence = "kl" if arm == "cppo_kl" else "k3"
+        return self.cppo.compute_loss(self.model, self.batch)
 
     def _every_row(self) -> torch.Tensor:
         """Three forwards, each of all rows. The CPL's own arithmetic is negligible, so log-probs are only added."""
@@ -197,7 +200,7 @@ def measure(options: argparse.Namespace, share: float) -> dict[str, Any]:
     """All figures of one gated share."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, share, folder)
-        model, arms = bench.model, ("grpo", "cppo", "every_row")
+        model, arms = bench.model, ("grpo", "cppo", "cppo_kl", "every_row")
         flops = {arm: count_flops(lambda arm=arm: bench.update(arm)) for arm in arms}
         saved = {arm: count_saved_bytes(model, lambda arm=arm: bench.loss(arm)) for arm in arms}
         forwards = {arm: count_forwards(model, lambda arm=arm: bench.update(arm)) for arm in arms}
@@ -210,7 +213,7 @@ def measure(options: argparse.Namespace, share: float) -> dict[str, Any]:
 
     update = statistics.median(pair["cppo"] for pair in pairs)
     row = {"gated_share": share, "limit": 1 + 2 * share}
-    for arm, prefix in (("cppo", ""), ("every_row", "every_row_")):
+    for arm, prefix in (("cppo", ""), ("cppo_kl", "kl_"), ("every_row", "every_row_")):
         row[f"{prefix}flops_ratio"] = flops[arm] / flops["grpo"]
         row[f"{prefix}saved_bytes_ratio"] = saved[arm] / saved["grpo"]
         row[f"{prefix}forwards"] = forwards[arm]
@@ -233,13 +236,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help=f"rollouts of the batch, a multiple of {GROUP}")
     parser.add_argument("--side", type=int, default=448, help="pixels of an image's side")
     parser.add_argument("--completion", type=int, default=64, help="completion tokens")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="entries; Qwen2.5-VL has 152,064")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each arm")
     parser.add_argument("--smoke", action="store_true", help="small and short: 112-pixel images, 16 tokens, 2 repeats")
     options = parser.parse_args()
     if options.smoke:
         options.side, options.completion, options.repeats = 112, 16, 2
     rows = [measure(options, share) for share in SHARES]
-    settings = {name: getattr(options, name) for name in ("rows", "side", "completion", "repeats")}
+    settings = {name: getattr(options, name) for name in ("rows", "side", "completion", "vocabulary", "repeats")}
     print(json.dumps({"settings": settings, "rows": rows}) if options.json else table(rows))
 
 
