@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trl_cppo.exact_kl import LogitTransform, exact_kl
+from trl_cppo.fused_head import scored_positions
 
 TRANSFORMS = [LogitTransform(), LogitTransform(0.7), LogitTransform(1.3, 0.5, 2.0)]
 
@@ -97,3 +98,17 @@ def test_what_is_kept_for_the_backward_does_not_grow_with_the_vocabulary():
         return sum(sizes.values())
 
     assert saved(20) == saved(2000) > 0
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_the_place_of_each_completion_token_among_those_that_the_head_scores(compact):
+    attention = torch.tensor([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]])
+    keep = 3
+    position = torch.arange(18).view(3, 6)[:, 1:]  # what stands at each scored position: the token that it predicts
+    valid = attention[:, 1:].bool() & (torch.arange(5) >= 5 - keep)
+    scored = position[valid] if compact else position.flatten()
+    places = scored_positions(attention, keep, len(scored))
+    assert places.shape == (3, keep)
+    tokens = scored[places]
+    attended = attention[:, -keep:].bool()
+    assert tokens[attended].tolist() == torch.arange(18).view(3, 6)[:, -keep:][attended].tolist()

@@ -60,14 +60,17 @@ def scored_positions(attention_mask: torch.Tensor, num_kept: int, num_scored: in
     return places[:, -num_kept:]
 
 
-def kl_to_views(arguments: tuple, places: torch.Tensor, selected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def kl_to_views(
+    arguments: tuple, places: tuple[torch.Tensor, torch.Tensor, torch.Tensor], selected: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     KL(anchor ‖ view) at the selected tokens, from what the fused head was given.
 
     Args:
         arguments (`tuple`): the arguments of the head's kernel: hidden states of shape `(M, H)`, weight, bias, targets,
             temperature, chunk size, soft cap, logit scale, names of outputs.
-        places (`torch.Tensor` of shape `(3, N, T)`, int64): where the anchors, preserving and removing rows stand among M.
+        places (`tuple` of three tensors of shape `(N, T)`, int64): where the tokens of the anchors, the preserving and the
+            removing rows stand among M.
         selected (`torch.Tensor` of shape `(N, T)`, bool): the perception tokens.
 
     Returns:

@@ -274,11 +274,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
         def observe(arguments: tuple, results: tuple) -> None:
             places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
-            entropies = results[1][places]
-            scores = split_scores(entropies, entropies, request.rows)
-            request.selected = self._select(scores.entropies, scores.removed_entropies, request.mask)
-            rows = split_scores(places, places, request.rows).logps
-            request.divergences = kl_to_views(arguments, torch.stack(rows), request.selected)
+            anchor, preserved, removed = split_scores(places, places, request.rows).logps
+            entropies = results[1]
+            request.selected = self._select(entropies[anchor], entropies[removed], request.mask)
+            request.divergences = kl_to_views(arguments, (anchor, preserved, removed), request.selected)
 
         return observed_head(observe)
 
