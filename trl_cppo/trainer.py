@@ -16,12 +16,12 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
+from .completions_table import TabledGRPOTrainer
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
 from .metrics import cpl_metrics, cpl_sums
-from .upstream import RepairedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -47,7 +47,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(RepairedGRPOTrainer):
+class CPPOTrainer(TabledGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -287,6 +287,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             ratio=self.args.perception_token_ratio,
             score=self.args.perception_score,
         )
+        self._keep_selection(inputs, request.rows, selected)
         # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
         logps = [tensor.masked_fill(~selected, 0.0) for tensor in scores.logps]
         loss = contrastive_perception_loss(*logps, self.args.cpl_temperature, self.args.cpl_divergence)
