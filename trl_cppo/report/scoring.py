@@ -196,6 +196,10 @@ class Scorer:
             )
         return rollouts
 
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a completion's text; the end token alone where it is empty."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
+
     def _rewards_of(self, row: int) -> dict[str, float]:
         values = zip(self._trainer.reward_func_names, self._trainer.rewards[row].tolist(), strict=True)
         return {name: value for name, value in values if value == value}  # NaN: the reward did not apply
