@@ -5,6 +5,7 @@
 Shapes: `B` rows of a batch, `N` of them with an image, `T` completion tokens.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,7 +55,9 @@ class TokenScores:
 
     @property
     def shifts(self) -> list[float]:
-        """ΔH = H⁻ − H of each token, in nats."""
+        """ΔH = H⁻ − H of each token, in nats; none without views."""
+        if not self.has_views:
+            return []
         return [removed - h for removed, h in zip(self.removed_entropies, self.entropies, strict=True)]
 
 
@@ -120,9 +123,9 @@ class _ScoringTrainer(CPPOTrainer):
         self.selected = selected
 
 
-def no_reward(completions: list[Any], **kwargs: Any) -> list[None]:
-    """Stands in where the user names no reward; the report then shows none."""
-    return [None] * len(completions)
+def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Stands in where the user names no reward: the trainer wants one, the report shows none."""
+    return [0.0] * len(completions)
 
 
 class Scorer:
@@ -201,8 +204,10 @@ class Scorer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
 
     def _rewards_of(self, row: int) -> dict[str, float]:
+        if self._trainer.reward_funcs == [no_reward]:
+            return {}
         values = zip(self._trainer.reward_func_names, self._trainer.rewards[row].tolist(), strict=True)
-        return {name: value for name, value in values if value == value}  # NaN: the reward did not apply
+        return {name: value for name, value in values if not math.isnan(value)}  # NaN: the reward did not apply
 
     def _scores(self, lengths: list[int]) -> list[TokenScores]:
         """The scores of the B rows, each cut to its own length."""
