@@ -71,14 +71,16 @@ def render(rows: list[Row], settings: Settings) -> str:
         visible=visible, marked=_marked, number=_text_number, signed=_signed, share=_share, percent=_percent
     )
     by_model = [[row.rollouts[place] for row in rows] for place in range(len(settings.models))]
+    summaries = [summarize(rollouts) for rollouts in by_model]
     style, script = ((_TEMPLATES / name).read_text() for name in ("page.css", "page.js"))
     return environment.get_template("page.html").render(
         settings=settings,
-        summaries=[summarize(rollouts) for rollouts in by_model],
+        summaries=summaries,
         overlap=overlap(*by_model) if len(by_model) == 2 else None,
         rows=[_row_context(row) for row in rows],
         levels=_level_labels(),
         bars=_bars,
+        longest=max([found.tokens for summary in summaries for found in summary.bins] + [1]),
         difference=_difference,
         mean_labels=_MEANS,
         models_json=Markup(_safe_json([visible(model) for model in settings.models])),
@@ -228,9 +230,8 @@ def _round(value: float) -> float | str:
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def _bars(summary: Summary) -> list[dict[str, Any]]:
-    """The distribution of ΔH for the table: each bin with the lengths of its bars, in percent of the longest."""
-    longest = max([found.tokens for found in summary.bins] + [1])
+def _bars(summary: Summary, longest: int) -> list[dict[str, Any]]:
+    """The distribution of ΔH for the table: each bin with the lengths of its bars, in percent of `longest`."""
     return [
         {
             "label": found.label,

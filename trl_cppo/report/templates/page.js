@@ -28,6 +28,10 @@
     return text.replace(/\n/g, "↵\n").replace(/\t/g, "⇥\t");
   }
 
+  function isInsideWord(before, after) {
+    return /[\p{L}\p{N}]$/u.test(before) && /^[\p{L}\p{N}]/u.test(after);
+  }
+
   // Tokens -----------------------------------------------------------------------------------------------------------
 
   function fill(box) {
@@ -42,6 +46,7 @@
       token.className = "t" + (scores.level ? " l" + scores.level[place] : "") + (selected ? " s" : "");
       if (part && part[0] > 1) token.className += " part";
       token.textContent = part && part[0] > 1 ? part[0] + "/" + part[1] : shown(text);
+      if (place > 0 && !isInsideWord(data.texts[place - 1], text)) token.prepend(document.createElement("wbr"));
       token.setAttribute("role", "option");
       token.setAttribute("aria-selected", selected);
       token.tabIndex = -1;
@@ -119,6 +124,14 @@
     });
     document.getElementById("panel-models").replaceChildren(...columns);
     panel.hidden = false;
+    uncover(token);
+  }
+
+  // The panel keeps its side of the window until it would lie over the token.
+  function uncover(token) {
+    const over = panel.getBoundingClientRect();
+    const under = token.getBoundingClientRect();
+    if (under.bottom > over.top && under.top < over.bottom) panel.classList.toggle("above");
   }
 
   function clear() {
