@@ -5,8 +5,10 @@
 Also a program: `torchrun --nproc_per_node 2 tests/test_completions_table.py FOLDER` trains on two processes.
 """
 
+import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +231,56 @@ def test_tensorboard_gets_the_scalars(tmp_path, monkeypatch):
     for name in SCALARS:
         values = [event.value for event in events.Scalars(f"train/{name}")]
         assert values == pytest.approx(logged(trainer, name))
+
+
+LOGGED_RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_completions_table import table_trainer
+from trl_cppo import CPPOTrainer
+
+torch.manual_seed(0)
+trainer = table_trainer(sys.argv[2], report_to=sys.argv[3], run_name="r", project="p")
+trainer.train()
+if sys.argv[3] == "wandb":
+    import json, pathlib, wandb
+
+    kept = {name: value for name, value in dict(wandb.run.summary).items() if "cpl/" in name}
+    pathlib.Path("summary.json").write_text(json.dumps([kept, trainer.state.log_history]))
+"""
+
+
+def logged_run(folder, tracker, **environment):
+    """A training run in a process of its own, since the trackers keep state in theirs."""
+    arguments = [sys.executable, "-c", LOGGED_RUN, str(Path(__file__).parent), str(folder), tracker]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+@pytest.mark.timeout(150)
+def test_wandb_gets_scalars_and_table(tmp_path):
+    pytest.importorskip("wandb")
+    logged_run(tmp_path, "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
+    summary, history = json.loads((tmp_path / "summary.json").read_text())  # W&B's own: each scalar's last value
+    last = [entry for entry in history if "cpl/loss" in entry][-1]
+    assert {name: summary[f"train/{name}"] for name in SCALARS} == {name: last[name] for name in SCALARS}
+    [*_, table] = sorted((tmp_path / "wandb").rglob("*.table.json"))
+    table = json.loads(table.read_text())
+    column = table["columns"].index("perception_tokens")
+    assert any(row[column] for row in table["data"])
+
+
+@pytest.mark.timeout(150)
+def test_trackio_gets_scalars_and_table(tmp_path):
+    pytest.importorskip("trackio")
+    logged_run(tmp_path, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
+    database = sqlite3.connect(tmp_path / "trackio" / "p.db")
+    logs = [json.loads(metrics) for (metrics,) in database.execute("SELECT metrics FROM metrics ORDER BY id")]
+    assert {f"train/{name}" for name in SCALARS} <= {name for log in logs for name in log}
+    found = [log["completions"]["_value"] for log in logs if "completions" in log]
+    assert any(row["perception_tokens"] for table in found for row in table)
 
 
 def main():

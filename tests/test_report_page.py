@@ -118,7 +118,9 @@ def test_the_keyboard_moves_through_the_tokens(open_page):
     row, other = make_row(length=40), make_row(1, length=5, seed=1)
     page = open_page([row, other])
     boxes = page.locator(".tokens")
-    assert page.locator(".tokens[tabindex='0'], .tokens [tabindex='0']").count() == 2  # one stop a completion, whatever its length
+    assert (
+        page.locator(".tokens[tabindex='0'], .tokens [tabindex='0']").count() == 2
+    )  # one stop a completion, whatever its length
     page.locator(".tokens .t").first.focus()
     for key, place in [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", 39), ("ArrowRight", 39),
                        ("Home", 0), ("ArrowLeft", 0)]:  # fmt: skip

@@ -70,7 +70,7 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
         if self.log_completions:
             if self.args.cpl_coef != 0:
                 self._fill_table()
-            _even_contents(self._logs["prompt"])
+            _even_contents(self._logs["prompt"], always="wandb" in self.args.report_to)
         super().log(logs, *args, **kwargs)
 
     def _oldest_row(self) -> int:
@@ -88,22 +88,24 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
         return [token.text for token, chosen in pairs if chosen]
 
 
-def _even_contents(prompts: deque[Any]) -> None:
+def _even_contents(prompts: deque[Any], always: bool) -> None:
     """
-    Give all prompts of the table contents of one type. In place.
+    Make plain texts of all prompts' contents, in place: always, or where some are texts and some lists of parts.
 
-    TRL leaves a text as it is in a batch without images, and makes parts of it in others; where the table has rows of
-    both, as with a text-only process, it dies in parquet ("cannot mix list and non-list, non-null values").
+    Either ends TRL's run at its first logging step: parquet "cannot mix list and non-list" (one process, or one
+    evaluation batch, is text-only), and W&B's table takes no list of an image and a text part ("incompatible types").
     """
     conversations = [prompt for prompt in prompts if isinstance(prompt, list)]
-    if len({type(message.get("content")) for prompt in conversations for message in prompt}) > 1:
+    kinds = {type(message.get("content")) for prompt in conversations for message in prompt}
+    if list in kinds and (always or len(kinds) > 1):
         for place, prompt in enumerate(prompts):
-            prompts[place] = [_with_parts(message) for message in prompt]
+            prompts[place] = [{**message, "content": _as_text(message.get("content"))} for message in prompt]
 
 
-def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
-    content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+def _as_text(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else f"[{part['type'].upper()}]" for part in content)
 
 
 def _dataset_row(example: dict[str, Any]) -> int | None:
