@@ -15,9 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import hash_reward, make_rows, make_trainer
+from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
 from report_rows import make_row, make_scores, make_views
 from tiny_models import build
+from transformers import AutoModelForImageTextToText
 
 from trl_cppo import digits
 from trl_cppo.losses import token_divergence
@@ -170,6 +172,22 @@ def test_rewards_are_shown_where_there_are_some(saved):
     for rollout in rollouts:
         assert rollout.rewards == {"hash_reward": hash_reward(None, [rollout.ids])[0]}
     assert Scorer(saved("qwen2_5_vl"), dataset, [], **settings)([*dataset], [0, 1])[0].rewards == {}
+
+
+def test_an_adapter_is_scored_on_its_base_model(tmp_path, saved):
+    dataset = make_rows([1])
+    base = AutoModelForImageTextToText.from_pretrained(saved("qwen2_5_vl"))
+    base.config._name_or_path = saved("qwen2_5_vl")
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    build("qwen2_5_vl")[1].save_pretrained(tmp_path / "merged")
+    models = [saved("qwen2_5_vl"), str(tmp_path / "adapter"), str(tmp_path / "merged")]
+    before, ours, merged = [Scorer(m, dataset, [], **VIEWS)([dataset[0]], [0], [[20, 21]])[0].scores for m in models]
+    assert ours.logps == pytest.approx(merged.logps, abs=1e-5) and ours.shifts == pytest.approx(
+        merged.shifts, abs=1e-5
+    )
+    assert ours.logps != pytest.approx(before.logps, abs=1e-3)
 
 
 def test_sampling_and_greedy_decoding(saved):
@@ -385,6 +403,7 @@ def test_given_completions_are_scored_on_their_rows(monkeypatch, tmp_path, canva
     ("arguments", "message"),
     [
         (["--num_rows", "0"], "--num_rows must be at least 1; got 0."),
+        (["--temperature", "0"], "--temperature must be positive; got 0.0."),
         (["--model", "./none"], "--model: there is no folder ./none."),
         (["--compare", "./none"], "--compare: there is no folder ./none."),
         (["--output", "none/report.html"], "--output: there is no folder"),

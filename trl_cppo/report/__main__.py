@@ -37,7 +37,7 @@ def _as_in_training(name: str) -> Any:
 class ReportArguments:
     """What to show. The settings of views and scores are those of CPPOConfig, with its defaults."""
 
-    model: str = field(default="cppo-digits", metadata={"help": "Model: Hub id or local folder."})
+    model: str = field(default="cppo-digits", metadata={"help": "Model or adapter: Hub id or local folder."})
     dataset: str = field(
         default=DIGITS, metadata={"help": "Data set: Hub id, local folder, or 'digits', the embedded one."}
     )
@@ -84,6 +84,10 @@ class ReportArguments:
         for name in ("num_rows", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1; got {getattr(self, name)}.")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"--temperature must be positive; got {self.temperature}. Without --sample decoding is greedy."
+            )
         if not Path(self.output).resolve().parent.is_dir():
             raise FileNotFoundError(f"--output: there is no folder {Path(self.output).resolve().parent}.")
         check_folder("--model", self.model)
@@ -127,7 +131,7 @@ def _score(args: ReportArguments, job: _Job, model: str, ids: list[list[int]] | 
         job.reward_funcs,
         sample=args.sample,
         per_device_eval_batch_size=args.batch_size,
-        model_init_kwargs={"dtype": args.dtype},
+        dtype=args.dtype,
         **args.scoring_settings(),
     )
     if ids is None and job.given is not None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..config import CPPOConfig
 from ..losses import token_divergence
@@ -128,21 +130,36 @@ def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
+def _load_adapter(model: str, dtype: str) -> PreTrainedModel | None:
+    """The base model with the adapter that `model` is, which TRL's own loading does not know; `None` if it is none."""
+    if find_adapter_config_file(model) is None:
+        return None
+    return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+
+
 class Scorer:
     """
     Scores completions of a model on images and views as [`CPPOTrainer`] does in training: it is one.
 
     Args:
-        model (`str`): Hub id or local folder.
+        model (`str`): Hub id or local folder, of a model or an adapter.
         dataset ([`~datasets.Dataset`]): the rows of the report, as the trainer takes them.
         reward_funcs (`list[Callable]`): rewards of the completions; may be empty.
         sample (`bool`): sample at `settings["temperature"]`; else decode greedily.
+        dtype (`str`): of the weights: `"float32"`, `"bfloat16"`, `"float16"` or `"auto"`.
         **settings: fields of [`CPPOConfig`], such as `seed`, `temperature`, `perception_token_ratio`.
     """
 
     def __init__(
-        self, model: str, dataset: Dataset, reward_funcs: list[Callable], sample: bool = False, **settings: Any
+        self,
+        model: str,
+        dataset: Dataset,
+        reward_funcs: list[Callable],
+        sample: bool = False,
+        dtype: str = "float32",
+        **settings: Any,
     ):
+        adapted = _load_adapter(model, dtype)
         gpu = torch.cuda.is_available()
         with tempfile.TemporaryDirectory() as folder:  # the trainer makes it, and writes nothing
             args = CPPOConfig(
@@ -155,11 +172,12 @@ class Scorer:
                 use_cpu=not gpu,
                 bf16=gpu and torch.cuda.is_bf16_supported(),
                 report_to="none",
+                model_init_kwargs=None if adapted else {"dtype": dtype},
                 generation_kwargs=None if sample else {"do_sample": False},
                 **settings,
             )
             self._trainer = _ScoringTrainer(
-                model=model, reward_funcs=reward_funcs or no_reward, args=args, train_dataset=dataset
+                model=adapted or model, reward_funcs=reward_funcs or no_reward, args=args, train_dataset=dataset
             )
         self._trainer.model.eval()
         self._view_maker = _NamingViewMaker(
