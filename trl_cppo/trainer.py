@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
+from .completions_table import TabledGRPOTrainer
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
@@ -25,7 +26,6 @@ from .fused_head import kl_to_views, observed_head, scored_positions
 from .losses import divergence_contrast, masked_mean, perception_token_mask, token_divergence
 from .metrics import cpl_metrics, cpl_sums
 from .model_card import CardExample, write_card
-from .upstream import RepairedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -54,7 +54,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(RepairedGRPOTrainer):
+class CPPOTrainer(TabledGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -331,6 +331,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
             anchor, *views = (tensor.masked_fill(~selected, 0.0) for tensor in scores.logps)
             divergences = tuple(token_divergence(anchor, view, self.args.cpl_divergence) for view in views)
+        self._keep_selection(inputs, request.rows, selected)
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
         row_loss = masked_mean(loss, selected, dim=1)
         sums = cpl_sums(scores, mask, selected, divergences, loss, row_loss, len(inputs["cpl_views"]))
