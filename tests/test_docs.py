@@ -1,0 +1,347 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What README.md, docs/*.md and examples/README.md say is held against the code: commands, Python, settings, metrics, links.
+
+Python blocks are run, with these stand-ins and no other: a model of the Hub is a tiny random one, any data set is eight
+rows of `conftest.make_rows`, and CPPOConfig defaults to one small step on the CPU (what a block sets itself wins). A
+block behind `<!-- not run: why -->` is compiled, and its imports and keyword arguments are checked.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import re
+import runpy
+import shlex
+import sys
+from configparser import ConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+from conftest import make_rows
+from torch.distributed.run import get_args_parser
+from trl import GRPOConfig
+
+import trl_cppo
+from trl_cppo import CPPOConfig, digits
+from trl_cppo.metrics import cpl_metrics
+from trl_cppo.views import _VIEWS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")])
+FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir())
+HUB_MODEL = re.compile(r"\bQwen/Qwen[\w.-]+")
+SMALL = dict(
+    use_cpu=True, bf16=False, max_steps=1, max_completion_length=6, report_to="none", save_strategy="no",
+    gradient_checkpointing=False, disable_tqdm=True,
+)  # fmt: skip
+OWN_FIELDS = {field.name: field for field in dataclasses.fields(CPPOConfig)} | {}
+for inherited in dataclasses.fields(GRPOConfig):
+    OWN_FIELDS.pop(inherited.name)
+OWN_NAME = re.compile(r"(?:cpl|perception|information|gate_by|suppress)_\w+")
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+    run: bool
+
+    def __str__(self):
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = []
+    for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
+        before = text[: match.start()].rstrip().splitlines()
+        run = not (before and before[-1].lstrip().startswith("<!-- not run: "))
+        found.append(Block(page, text.count("\n", 0, match.start()) + 1, match[2], match[3], run))
+    return found
+
+
+def prose_of(page: Path) -> str:
+    """The page without its code blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def spans_of(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def tables_below(page: Path, heading: str) -> list[list[str]]:
+    """The cells of each table row below a heading, up to the next one of the same rank, without the tables' heads."""
+    rank = heading.split(" ")[0]
+    _, text = prose_of(page).split(f"\n{heading}\n")
+    text = re.split(rf"^{rank} ", text, flags=re.MULTILINE)[0]
+    lines = text.splitlines()
+    rows = [
+        line for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        if line.startswith("|") and not set(line) <= set("|-: ") and not (set(following) <= set("|-: ") and following)
+    ]  # fmt: skip
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+# Python
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    digits.build_model().save_pretrained(folder)
+    digits.build_processor().save_pretrained(folder)
+    return folder
+
+
+def check_names(source: str) -> None:
+    """Everything imported exists, and what is imported and called takes the keyword arguments that it gets."""
+    names = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.asname or alias.name: importlib.import_module(alias.name) for alias in node.names}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(names[node.func.id]).bind_partial(**keywords)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_names_exist(block):
+    check_names(block.text)
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.run], ids=str)
+def test_python_runs(block, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: make_rows([1] * 8))
+    monkeypatch.setattr(trl_cppo, "CPPOConfig", functools.partial(CPPOConfig, **SMALL))
+    namespace = {"__name__": "block"}
+    exec(compile(HUB_MODEL.sub(str(tiny_model), block.text), str(block), "exec"), namespace)
+    if "trainer.train()" in block.text:
+        assert namespace["trainer"].state.global_step == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", ["from trl_cppo import Nothing", "from trl_cppo import CPPOConfig\nCPPOConfig(cpl_coeff=1)", "import trl_cpo"]
+)  # fmt: skip
+def test_wrong_names_are_found(wrong):
+    with pytest.raises((ImportError, AttributeError, TypeError)):
+        check_names(wrong)
+
+
+# Commands
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The words of each command, without variables in front."""
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = [[]]
+        for word in lexer:
+            words[-1].append(word) if set(word) - set("&|;()") else words.append([])
+        found += [command[next((i for i, word in enumerate(command) if not re.match(r"\w+=", word)), 0) :]
+                  for command in words if command]  # fmt: skip
+    return found
+
+
+def named_commands(page: Path) -> list[list[str]]:
+    """Those of the page's shell blocks, and those in its prose that start a script or a module."""
+    text = "\n".join(block.text for block in blocks_of(page) if block.language in ("bash", "sh", "shell"))
+    starts = ("python ", "accelerate ", "torchrun ", "DS_ACCELERATOR=")
+    inline = [span for span in spans_of(prose_of(page)) if span.startswith(starts) and re.search(r"\.py\b| -m ", span)]
+    commands = commands_of("\n".join([text, *inline]))
+    return [[word for word in command if word not in ("…", "...")] for command in commands]
+
+
+@functools.cache
+def parser_of(script: str) -> argparse.ArgumentParser:
+    """The parser whose help a script or a module (its dotted name) prints."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(argparse.ArgumentParser, "print_help", lambda self, file=None: found.append(self))
+        patch.setattr(sys, "argv", [script, "--help"])
+        with pytest.raises(SystemExit) as stop:
+            if script.endswith(".py"):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__")
+    assert found and not stop.value.code, f"{script} --help ended with {stop.value.code!r}"
+    found[0].allow_abbrev = False
+    return found[0]
+
+
+def script_and_flags(command: list[str]) -> tuple[str | None, list[str]]:
+    """What a command starts, and with which flags; the launchers' own flags are checked by their parsers."""
+    program, *words = command
+    if program == "accelerate" and words[0] == "launch":
+        launch = launch_command_parser().parse_args(words[1:])
+        return launch.training_script, launch.training_script_args
+    if program == "torchrun":
+        launch = get_args_parser().parse_args(words)
+        return launch.training_script, launch.training_script_args
+    if program in ("python", "python3"):
+        start = 1 if words[0] == "-m" else 0
+        return words[start], words[start + 1 :]
+    return None, []
+
+
+def check_command(command: list[str]) -> None:
+    for word in command:
+        if word.startswith(FOLDERS) and Path(word).suffix in (".py", ".yaml", ".yml", ".json"):
+            assert (ROOT / word).is_file(), f"{word} does not exist"
+    script, flags = script_and_flags(command)
+    if script and script.startswith((*FOLDERS, "trl_cppo")):
+        parser_of(script).parse_args(flags)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_name_files_and_flags_that_exist(page, capsys):
+    for command in named_commands(page):
+        try:
+            check_command(command)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(command)}: {capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "python examples/train_cpo.py",
+        "accelerate launch --config_file examples/accelerate_configs/zero4.yaml examples/train_cppo.py",
+        "accelerate launch --num_proces 2 examples/train_cppo.py",
+        "A=1 torchrun --nproc_per_node 2 examples/train_cppo.py \\\n  --cpl_coeff 1",
+        "ls && python examples/train_cppo.py --cpl_coef much",
+    ],
+)  # fmt: skip
+def test_wrong_commands_are_found(wrong):
+    with pytest.raises((SystemExit, AssertionError)):
+        for command in commands_of(wrong):
+            check_command(command)
+
+
+def test_extras_that_are_installed_exist():
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = {
+        name for block in BLOCKS for group in re.findall(r'"\.\[([\w,]+)\]"', block.text) for name in group.split(",")
+    }
+    assert extras and extras <= set(setup["options.extras_require"])
+
+
+# Settings and metrics
+
+
+def literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def test_the_settings_table_has_every_field_with_its_default():
+    rows = {
+        spans_of(name)[0]: spans_of(default) for name, default, _ in tables_below(ROOT / "README.md", "## Settings")
+    }
+    assert rows.keys() == OWN_FIELDS.keys()
+    for name, default in rows.items():
+        field = OWN_FIELDS[name]
+        if field.default is dataclasses.MISSING:
+            assert default == field.default_factory(), name
+        else:
+            assert [literal(text) for text in default] == [field.default], name
+
+
+@functools.cache
+def names_of_theirs() -> set[str]:
+    """Keys of the authors' code, which migrating.md names on the left."""
+    rows = tables_below(ROOT / "docs" / "migrating.md", "## From the authors' verl version")
+    rows += tables_below(ROOT / "docs" / "migrating.md", "## From the authors' AReaL version")
+    return {name for row in rows for span in spans_of(row[0]) for name in re.findall(r"\w+", span)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_that_are_named_exist(page):
+    known = OWN_FIELDS.keys() | names_of_theirs() | set(dir(importlib.import_module("trl_cppo.losses")))
+    known |= set(dir(importlib.import_module("trl_cppo.metrics")))
+    for span in spans_of(prose_of(page)):
+        name = re.match(r"[\w.]+", span)
+        if name and OWN_NAME.fullmatch(name[0]):
+            assert name[0] in known, f"{span} is no field of CPPOConfig"
+
+
+def test_metrics_that_are_named_exist_and_all_are_named():
+    metrics = set(cpl_metrics(torch.ones(10), "sequence"))
+    for page in PAGES:
+        named = {f"cpl/{name}" for name in re.findall(r"\bcpl/(\w+)", page.read_text())}
+        assert named <= metrics, page.name
+    for page in (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "tuning.md"):
+        assert metrics <= set(spans_of(page.read_text())), page.name
+
+
+@pytest.mark.parametrize("heading", ["## From the authors' verl version", "## From the authors' AReaL version"])
+def test_what_the_authors_settings_become_is_accepted(heading, tmp_path):
+    fields = {field.name for field in dataclasses.fields(CPPOConfig)}
+    flags = parser_of("examples/train_cppo.py")._option_string_actions
+    rows = tables_below(ROOT / "docs" / "migrating.md", heading)
+    assert len(rows) > 20
+    for theirs, ours in rows:
+        names = [span for span in spans_of(ours) if "/" not in span and span not in _VIEWS]
+        assert spans_of(theirs) or not names or theirs[0].isalpha(), theirs
+        assert names or ours.startswith("none") or "/" in ours, f"{theirs} becomes nothing, and nothing says so"
+        assert not [name for name in names if name.startswith("--") and name not in flags], theirs
+        settings = dict(name.partition("=")[::2] for name in names if not name.startswith("--"))
+        assert settings.keys() <= fields, theirs
+        values = {name: literal(value) for name, value in settings.items() if value}
+        config = CPPOConfig(**{"output_dir": str(tmp_path), "bf16": False, "use_cpu": True} | values)
+        assert all(getattr(config, name) == value for name, value in values.items()), theirs
+
+
+# Links and lists
+
+
+def anchors_of(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose_of(page))):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors_of(file), f"{target}: no such heading"
+
+
+def test_the_lists_of_pages_and_examples_are_whole():
+    index = (ROOT / "docs" / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]
+    examples = ROOT / "examples"
+    files = [path.relative_to(examples) for path in examples.rglob("*") if path.suffix in (".py", ".yaml")]
+    listed = (examples / "README.md").read_text()
+    assert files and [str(path) for path in files if f"({path})" not in listed] == []
