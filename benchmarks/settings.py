@@ -43,6 +43,11 @@ CHANGES: list[dict[str, Any]] = [
     *({"information_removing": [name]} for name in ("noise_boxes", "zoom_crop", "black_squares", "patch_blackening")),
     *({"information_preserving": [name]} for name in ("color_jitter", "random_perspective", "random_rotation")),
     {"information_preserving": ["gaussian_blur"]},
+    {"information_removing": ["random_rotation"]},  # removes nothing
+    {  # the two lists swapped
+        "information_preserving": ["noise_boxes", "zoom_crop"],
+        "information_removing": ["color_jitter", "random_perspective", "random_rotation"],
+    },
 ]
 METRICS = ["reward", "cpl/loss", "cpl/gated_ratio", "cpl/perception_ratio", "cpl/entropy_shift"]
 METRICS += ["cpl/divergence_preserved", "cpl/divergence_removed", "cpl/contrast_accuracy"]
@@ -86,7 +91,7 @@ def run(change: dict[str, Any], seed: int, steps: int) -> dict[str, list[float]]
         )
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "reward" in entry]
-    history = {name: [entry[name] for entry in logged if name in entry] for name in METRICS}
+    history = {name: [entry[name] for entry in logged if entry.get(name) is not None] for name in METRICS}
     return {**history, SECONDS: clock.seconds}
 
 

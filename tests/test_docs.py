@@ -44,9 +44,8 @@ SMALL = dict(
     use_cpu=True, bf16=False, max_steps=1, max_completion_length=6, report_to="none", save_strategy="no",
     gradient_checkpointing=False, disable_tqdm=True,
 )  # fmt: skip
-OWN_FIELDS = {field.name: field for field in dataclasses.fields(CPPOConfig)} | {}
-for inherited in dataclasses.fields(GRPOConfig):
-    OWN_FIELDS.pop(inherited.name)
+INHERITED = {field.name for field in dataclasses.fields(GRPOConfig)}
+OWN_FIELDS = {field.name: field for field in dataclasses.fields(CPPOConfig) if field.name not in INHERITED}
 OWN_NAME = re.compile(r"(?:cpl|perception|information|gate_by|suppress)_\w+")
 
 
@@ -212,7 +211,10 @@ def check_command(command: list[str]) -> None:
             assert (ROOT / word).is_file(), f"{word} does not exist"
     script, flags = script_and_flags(command)
     if script and script.startswith((*FOLDERS, "trl_cppo")):
-        parser_of(script).parse_args(flags)
+        if script.endswith(".py") and "Parser(" not in (ROOT / script).read_text():
+            assert not flags, f"{script} takes no flags"
+        else:
+            parser_of(script).parse_args(flags)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -307,7 +309,6 @@ def test_what_the_authors_settings_become_is_accepted(heading, tmp_path):
     assert len(rows) > 20
     for theirs, ours in rows:
         names = [span for span in spans_of(ours) if "/" not in span and span not in _VIEWS]
-        assert spans_of(theirs) or not names or theirs[0].isalpha(), theirs
         assert names or ours.startswith("none") or "/" in ours, f"{theirs} becomes nothing, and nothing says so"
         assert not [name for name in names if name.startswith("--") and name not in flags], theirs
         settings = dict(name.partition("=")[::2] for name in names if not name.startswith("--"))
