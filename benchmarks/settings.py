@@ -95,15 +95,15 @@ def run(change: dict[str, Any], seed: int, steps: int) -> dict[str, list[float]]
     return {**history, SECONDS: clock.seconds}
 
 
-def table(runs: dict[str, dict[str, list[float]]], steps: slice) -> str:
-    """A Markdown table: the mean over some steps of each metric, and of the CPU time as a ratio to GRPO's."""
+def table(runs: dict[str, dict[str, list[float]]], steps: slice, timed: bool) -> str:
+    """A Markdown table: the mean over some steps of each metric and, if `timed`, of the CPU time as a ratio to GRPO's."""
+    lines = ["| run | " + " | ".join(f"`{name}`" for name in METRICS) + (" | time / GRPO |" if timed else " |")]
+    lines.append("|---" * (len(METRICS) + 1 + timed) + "|")
     grpo = statistics.fmean(runs[name_of({"cpl_coef": 0.0})][SECONDS][steps])
-    lines = ["| run | " + " | ".join(f"`{name}`" for name in METRICS) + " | time / GRPO |"]
-    lines.append("|---" * (len(METRICS) + 2) + "|")
     for name, history in runs.items():
         cells = [f"{statistics.fmean(history[metric][steps]):.3f}" if history[metric] else "–" for metric in METRICS]
-        ratio = statistics.fmean(history[SECONDS][steps]) / grpo
-        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {ratio:.2f} |")
+        cells += [f"{statistics.fmean(history[SECONDS][steps]) / grpo:.2f}"] if timed else []
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -126,8 +126,8 @@ def main() -> None:
             partial = options.output.with_suffix(".partial")
             partial.write_text(json.dumps(report))
             partial.replace(options.output)
-    print("Step 1, the same rollouts in every run:\n", table(report["runs"], slice(1)), sep="\n")
-    print("\nMean of the last 10 steps:\n", table(report["runs"], slice(-10, None)), sep="\n")
+    print("Step 1, the same rollouts in every run:\n", table(report["runs"], slice(1), timed=False), sep="\n")
+    print("\nMean of the last 10 steps:\n", table(report["runs"], slice(-10, None), timed=True), sep="\n")
 
 
 if __name__ == "__main__":
