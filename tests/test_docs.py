@@ -3,9 +3,10 @@
 """
 What README.md, docs/*.md and examples/README.md say is held against the code: commands, Python, settings, metrics, links.
 
-Python blocks are run, with these stand-ins and no other: a model of the Hub is a tiny random one, any data set is eight
-rows of `conftest.make_rows`, and CPPOConfig defaults to one small step on the CPU (what a block sets itself wins). A
-block behind `<!-- not run: why -->` is compiled, and its imports and keyword arguments are checked.
+Python blocks are run, with these stand-ins and no other: a model of the Hub is a tiny random one, the adapter in the
+folder Qwen2.5-VL-3B-CPPO one of that model, any data set is eight rows of `conftest.make_rows`, and CPPOConfig defaults to
+one small step on the CPU (what a block sets itself wins). A block behind `<!-- not run: why -->` is compiled, and its
+imports and keyword arguments are checked.
 """
 
 import argparse
@@ -19,15 +20,27 @@ import io
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from configparser import ConfigParser
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 from conftest import make_rows
+from doc_pages import (
+    FOLDERS,
+    PAGES,
+    ROOT,
+    anchors_of,
+    blocks_of,
+    commands_of,
+    named_commands,
+    prose_of,
+    spans_of,
+    tables_below,
+)
+from peft import LoraConfig, get_peft_model
 from torch.distributed.run import get_args_parser
 from trl import GRPOConfig
 
@@ -36,9 +49,6 @@ from trl_cppo import CPPOConfig, digits
 from trl_cppo.metrics import cpl_metrics
 from trl_cppo.views import _VIEWS
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "examples" / "README.md", *(ROOT / "docs").glob("*.md")])
-FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir())
 HUB_MODEL = re.compile(r"\bQwen/Qwen[\w.-]+")
 SMALL = dict(
     use_cpu=True, bf16=False, max_steps=1, max_completion_length=6, report_to="none", save_strategy="no",
@@ -47,54 +57,7 @@ SMALL = dict(
 INHERITED = {field.name for field in dataclasses.fields(GRPOConfig)}
 OWN_FIELDS = {field.name: field for field in dataclasses.fields(CPPOConfig) if field.name not in INHERITED}
 OWN_NAME = re.compile(r"(?:cpl|perception|information|gate_by|suppress)_\w+")
-
-
-@dataclass(frozen=True)
-class Block:
-    page: Path
-    line: int
-    language: str
-    text: str
-    run: bool
-
-    def __str__(self):
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-def blocks_of(page: Path) -> list[Block]:
-    text = page.read_text()
-    found = []
-    for match in re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
-        before = text[: match.start()].rstrip().splitlines()
-        run = not (before and before[-1].lstrip().startswith("<!-- not run: "))
-        found.append(Block(page, text.count("\n", 0, match.start()) + 1, match[2], match[3], run))
-    return found
-
-
-def prose_of(page: Path) -> str:
-    """The page without its code blocks."""
-    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-
-
-def spans_of(text: str) -> list[str]:
-    return re.findall(r"`([^`\n]+)`", text)
-
-
-def tables_below(page: Path, heading: str) -> list[list[str]]:
-    """The cells of each table row below a heading, up to the next one of the same rank, without the tables' heads."""
-    rank = heading.split(" ")[0]
-    _, text = prose_of(page).split(f"\n{heading}\n")
-    text = re.split(rf"^{rank} ", text, flags=re.MULTILINE)[0]
-    lines = text.splitlines()
-    rows = [
-        line for line, following in zip(lines, [*lines[1:], ""], strict=True)
-        if line.startswith("|") and not set(line) <= set("|-: ") and not (set(following) <= set("|-: ") and following)
-    ]  # fmt: skip
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
-
-
-BLOCKS = [block for page in PAGES for block in blocks_of(page)]
-PYTHON = [block for block in BLOCKS if block.language == "python"]
+PYTHON = [block for page in PAGES for block in blocks_of(page) if block.language == "python"]
 
 
 # Python
@@ -104,6 +67,14 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 def tiny_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     digits.build_model().save_pretrained(folder)
+    digits.build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    get_peft_model(digits.build_model(), LoraConfig(r=2, target_modules="all-linear")).save_pretrained(folder)
     digits.build_processor().save_pretrained(folder)
     return folder
 
@@ -129,8 +100,10 @@ def test_python_names_exist(block):
 
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.run], ids=str)
-def test_python_runs(block, tiny_model, tmp_path, monkeypatch):
+def test_python_runs(block, tiny_model, tiny_adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "PeftModel" in block.text:
+        shutil.copytree(tiny_adapter, "Qwen2.5-VL-3B-CPPO")
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: make_rows([1] * 8))
     monkeypatch.setattr(trl_cppo, "CPPOConfig", functools.partial(CPPOConfig, **SMALL))
     namespace = {"__name__": "block"}
@@ -148,29 +121,6 @@ def test_wrong_names_are_found(wrong):
 
 
 # Commands
-
-
-def commands_of(text: str) -> list[list[str]]:
-    """The words of each command, without variables in front."""
-    found = []
-    for line in text.replace("\\\n", " ").splitlines():
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
-        words = [[]]
-        for word in lexer:
-            words[-1].append(word) if set(word) - set("&|;()") else words.append([])
-        found += [command[next((i for i, word in enumerate(command) if not re.match(r"\w+=", word)), 0) :]
-                  for command in words if command]  # fmt: skip
-    return found
-
-
-def named_commands(page: Path) -> list[list[str]]:
-    """Those of the page's shell blocks, and those in its prose that start a script or a module."""
-    text = "\n".join(block.text for block in blocks_of(page) if block.language in ("bash", "sh", "shell"))
-    starts = ("python ", "accelerate ", "torchrun ", "DS_ACCELERATOR=")
-    inline = [span for span in spans_of(prose_of(page)) if span.startswith(starts) and re.search(r"\.py\b| -m ", span)]
-    commands = commands_of("\n".join([text, *inline]))
-    return [[word for word in command if word not in ("…", "...")] for command in commands]
 
 
 @functools.cache
@@ -207,7 +157,7 @@ def script_and_flags(command: list[str]) -> tuple[str | None, list[str]]:
 
 def check_command(command: list[str]) -> None:
     for word in command:
-        if word.startswith(FOLDERS) and Path(word).suffix in (".py", ".yaml", ".yml", ".json"):
+        if word.startswith(FOLDERS) and word.endswith((".py", ".yaml", ".yml")):
             assert (ROOT / word).is_file(), f"{word} does not exist"
     script, flags = script_and_flags(command)
     if script and script.startswith((*FOLDERS, "trl_cppo")):
@@ -320,13 +270,6 @@ def test_what_the_authors_settings_become_is_accepted(heading, tmp_path):
 
 
 # Links and lists
-
-
-def anchors_of(page: Path) -> set[str]:
-    """GitHub's anchors of a page's headings."""
-    titles = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
-    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in titles]
-    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
