@@ -38,6 +38,7 @@ CHANGES: list[dict[str, Any]] = [
     {"perception_token_ratio": None},
     {"perception_score": "entropy_shift"},
     {"cpl_divergence": "k1"},
+    {"cpl_divergence": "kl"},
     {"gate_by_advantage": False},
     {"cpl_reduction": "token"},
     *({"information_removing": [name]} for name in ("noise_boxes", "zoom_crop", "black_squares", "patch_blackening")),
@@ -126,8 +127,9 @@ def main() -> None:
             partial = options.output.with_suffix(".partial")
             partial.write_text(json.dumps(report))
             partial.replace(options.output)
-    print("Step 1, the same rollouts in every run:\n", table(report["runs"], slice(1), timed=False), sep="\n")
-    print("\nMean of the last 10 steps:\n", table(report["runs"], slice(-10, None), timed=True), sep="\n")
+    runs = {name_of(change): report["runs"][name_of(change)] for change in CHANGES}
+    print("Step 1, the same rollouts in every run:\n", table(runs, slice(1), timed=False), sep="\n")
+    print("\nMean of the last 10 steps:\n", table(runs, slice(-10, None), timed=True), sep="\n")
 
 
 if __name__ == "__main__":
