@@ -42,7 +42,7 @@ from doc_pages import (
 )
 from peft import LoraConfig, get_peft_model
 from torch.distributed.run import get_args_parser
-from trl import GRPOConfig
+from trl import GRPOConfig, TrlParser
 
 import trl_cppo
 from trl_cppo import CPPOConfig, digits
@@ -56,7 +56,7 @@ SMALL = dict(
 )  # fmt: skip
 INHERITED = {field.name for field in dataclasses.fields(GRPOConfig)}
 OWN_FIELDS = {field.name: field for field in dataclasses.fields(CPPOConfig) if field.name not in INHERITED}
-OWN_NAME = re.compile(r"(?:cpl|perception|information|gate_by|suppress)_\w+")
+OWN_NAME = re.compile(r"(?:cpl_|perception_token_|perception_score|information_|gate_by_|suppress_)\w*")
 PYTHON = [block for page in PAGES for block in blocks_of(page) if block.language == "python"]
 
 
@@ -163,17 +163,27 @@ def check_command(command: list[str]) -> None:
     if script and script.startswith((*FOLDERS, "trl_cppo")):
         if script.endswith(".py") and "Parser(" not in (ROOT / script).read_text():
             assert not flags, f"{script} takes no flags"
-        else:
-            parser_of(script).parse_args(flags)
+            return
+        parser = parser_of(script)
+        if isinstance(parser, TrlParser) and "--config" in flags:  # which it takes out before it parses
+            place = flags.index("--config")
+            flags = flags[:place] + flags[place + 2 :]
+        parser.parse_args(flags)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_name_files_and_flags_that_exist(page, capsys):
+    missing = set()
     for command in named_commands(page):
         try:
             check_command(command)
         except SystemExit:
             pytest.fail(f"{shlex.join(command)}: {capsys.readouterr().err}")
+        except ModuleNotFoundError as error:
+            assert not error.name.startswith("trl_cppo"), error
+            missing.add(error.name)
+    if missing:
+        pytest.skip(f"Some commands were not checked, for their scripts need {', '.join(sorted(missing))}.")
 
 
 @pytest.mark.parametrize(
