@@ -37,6 +37,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_qu
 
 from trl_cppo import CPPOConfig, CPPOTrainer
 from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.markdown import is_hub_id
 from trl_cppo.model_card import CardExample
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
@@ -202,6 +203,8 @@ def main() -> None:
         peft_config=get_peft_config(model_args),
     )
     trainer.card_example = job.card_example
+    if is_hub_id(script_args.dataset_name):
+        trainer.card_dataset = script_args.dataset_name
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except RewardCountError as error:
@@ -210,10 +213,10 @@ def main() -> None:
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         write_report(trainer, job.title)
-    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=script_args.dataset_name)
+    trainer.create_model_card(model_name=Path(training_args.output_dir).name)
     trainer.accelerator.print(f"Model, card, metrics.json and training.png are in {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub()
     trainer.end()
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
+from PIL import Image
 
 from trl_cppo import digits, get_view
 from trl_cppo.card_results import add_evaluation
@@ -132,9 +133,30 @@ def test_base_model_data_set_and_licence_where_they_are_known(tmp_path):
     dataset = make_rows([1] * 4)
     dataset.info.download_checksums = {"hf://datasets/org/questions@abc/data/train.parquet": {"num_bytes": 1}}
     trainer = make_trainer(tmp_path / "out", dataset, model=str(folder))
+    trainer.card_dataset = None
     card = write(trainer)
+    assert card.data.base_model_relation == "finetune"
     assert (card.data.base_model, card.data.datasets, card.data.license) == ("org/base", "org/questions", "apache-2.0")
     assert "(https://huggingface.co/org/base)" in card.text and str(tmp_path) not in card.content
+
+
+def test_a_picture_of_an_earlier_run_in_the_same_folder_is_not_shown(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.png").touch()
+    os.utime(tmp_path / "out" / "training.png", (1, 1))
+    trainer = make_trainer(tmp_path / "out")
+    assert "training.png" not in write(trainer).text
+    (tmp_path / "out" / "training.png").touch()
+    assert "(training.png)" in write(trainer).text
+
+
+def test_the_example_image_tells_nothing_of_its_camera(warm):
+    trainer, example = warm
+    example["image"].info["exif"] = b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x00"
+    trainer.card_example = CardExample(example["image"], "sum?")
+    write(trainer)
+    with Image.open(os.path.join(trainer.args.output_dir, "example.png")) as saved:
+        assert saved.tobytes() == example["image"].tobytes() and not saved.getexif() and not saved.info
 
 
 def test_the_held_out_accuracy_of_the_embedded_run(tmp_path):

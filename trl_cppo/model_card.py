@@ -53,8 +53,8 @@ def write_card(
     Args:
         trainer (`CPPOTrainer`): after `GRPOTrainer.create_model_card` has run, on the main process.
         model_name (`str`, *optional*): heading; defaults to the name of the output folder.
-        dataset_name (`str`, *optional*): Hub id of the training data; of anything else nothing is said. Without it, the id
-            that `datasets` keeps.
+        dataset_name (`str`, *optional*): Hub id of the training data; of anything else nothing is said. Without it:
+            `trainer.card_dataset`, or the id that `datasets` keeps.
         checkpoint (`Path`, *optional*): the folder of a checkpoint, in place of the output folder.
     """
     output = Path(trainer.args.output_dir)
@@ -62,7 +62,7 @@ def write_card(
     theirs = ModelCard.load(output / "README.md")
     name = one_line(model_name or output.resolve().name)
     base, base_shown = _base_model(trainer)
-    dataset = dataset_name if is_hub_id(dataset_name) else _hub_dataset(trainer.train_dataset)
+    dataset = dataset_name if is_hub_id(dataset_name) else trainer.card_dataset or _hub_dataset(trainer.train_dataset)
     is_adapter = hasattr(trainer.model, "peft_config")
     tags = [tag for tag in theirs.data.tags if trainer.args.cpl_coef > 0 or tag != "cppo"]
     results = embedded_results(trainer.state.log_history)
@@ -70,6 +70,7 @@ def write_card(
         base_model=base,
         datasets=dataset,
         license=_licence(trainer, base),
+        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=TASK,
         tags=sorted(tags) if trainer.args.cpl_coef > 0 else sorted({*tags, "grpo"}),
@@ -77,17 +78,20 @@ def write_card(
         eval_results=results or None,
     )
     if trainer.card_example is not None:
-        trainer.card_example.image.save(folder / EXAMPLE_IMAGE)
+        image = trainer.card_example.image.copy()
+        image.info = {}  # nothing of the camera and the place
+        image.save(folder / EXAMPLE_IMAGE)
     card = ModelCard.from_template(
         data,
         template_str=files("trl_cppo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         title=escape(name),
         origin=_origin(base_shown, is_adapter, dataset),
+        is_adapter=is_adapter,
         quick_start=quick_start(trainer, trainer.card_example, checkpoint),
         method=_method(trainer),
         training_table=table(_training_facts(trainer), ["setting", "value"]),
         last_logged=_last_logged(trainer.state.log_history),
-        plot="![Metrics over the steps of the training](training.png)" if (folder / "training.png").exists() else "",
+        plot="![Metrics over the steps of the training](training.png)" if _has_plot(trainer, folder) else "",
         badges="\n".join(line for line in theirs.text.splitlines() if line.startswith("[<img ")),
         results=results_section(results),
         versions="\n".join(f"- {package} {version(package)}" for package in _packages(trainer, is_adapter)),
@@ -98,6 +102,12 @@ def write_card(
 
 
 # What is known of the model and the data ------------------------------------------------------------------------------
+
+
+def _has_plot(trainer: "CPPOTrainer", folder: Path) -> bool:
+    """Whether the folder has a picture of this run: one of an earlier run in the same folder shows another model."""
+    path = folder / "training.png"
+    return path.is_file() and path.stat().st_mtime >= trainer.created
 
 
 def _hub_dataset(dataset: Any) -> str | None:

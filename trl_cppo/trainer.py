@@ -7,6 +7,7 @@ Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tok
 
 import inspect
 import textwrap
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -105,6 +106,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
     Attributes:
         card_example ([`~trl_cppo.model_card.CardExample`], *optional*):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
+        card_dataset (`str`, *optional*):
+            Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        created (`float`): when the trainer was made, in seconds of the epoch.
 
     Raises:
         `TypeError`: if `args` is not a CPPOConfig.
@@ -182,6 +186,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             to_rgb=self._process_views.to_rgb,
         )
         self.card_example: CardExample | None = None
+        self.card_dataset: str | None = None
+        self.created = time.time()
         self._view_scoring: _ViewScoring | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
