@@ -81,6 +81,27 @@ def training_scores(trainer):
         )
 
 
+def test_the_exact_kl_is_that_of_the_trainer_and_shown_at_every_token(tmp_path, saved):
+    dataset = make_rows([1, 2])
+    trainer = make_trainer(
+        tmp_path, dataset, cpl_divergence="kl", gate_by_advantage=False,
+        information_preserving=get_view("gaussian_blur"), information_removing=blank,
+    )  # fmt: skip
+    scorer = Scorer(saved("qwen2_5_vl"), dataset, [], cpl_divergence="kl", **VIEWS)
+    requests, loss = [], trainer._contrastive_perception_loss
+    trainer._contrastive_perception_loss = lambda inputs, request: (requests.append(request), loss(inputs, request))[1]
+    compared = 0
+    for place, (row, ids, _, _, selected) in enumerate(training_scores(trainer)):
+        [rollout] = scorer([dataset[row]], [row], [ids])
+        shown = torch.tensor([rollout.scores.divergences_preserved, rollout.scores.divergences_removed])
+        assert rollout.scores.selected == selected and (shown != 0).all()
+        chosen = torch.tensor(selected)
+        expected = torch.stack([kl[place, : len(ids)] for kl in requests[0].divergences]).detach()
+        torch.testing.assert_close(shown[:, chosen], expected[:, chosen], rtol=0, atol=1e-5)
+        compared += int(chosen.sum())
+    assert compared >= 4
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "internvl", "idefics3", "llava_next"])
 def test_the_numbers_are_those_of_the_trainer(tmp_path, saved, family):
     counts = [1, 2, 1, 3] if family == "qwen2_5_vl" else [1] * 4
