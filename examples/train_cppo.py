@@ -34,11 +34,11 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
-from trl.rewards import accuracy_reward
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.dataset_checks import images_of
-from trl_cppo.loading import RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.markdown import is_hub_id
+from trl_cppo.model_card import CardExample
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
 
@@ -52,19 +52,13 @@ class CPPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards: accuracy_reward, think_boxed_format_reward or a dotted import path such as "
-            "my_package.my_reward. Default: 0.9 * accuracy_reward + 0.1 * think_boxed_format_reward, as the authors."
+            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, or a dotted import "
+            "path such as my_package.my_reward. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
+            "the authors' mixture."
         },
     )
     eval_canvases: int = field(
         default=500, metadata={"help": "Held-out canvases that the embedded digits run measures its accuracy on."}
-    )
-    card_example: bool = field(
-        default=False,
-        metadata={
-            "help": "Show the first training row, prompt and images, in the quick start of the model card. Data may be "
-            "private, so by default the card has a drawn picture and a general question."
-        },
     )
     eval_every: int = field(
         default=20, metadata={"help": "Steps between two measurements of the embedded digits run."}
@@ -82,7 +76,7 @@ class Job:
     reward_weights: list[float] | None
     callbacks: list[TrainerCallback]
     title: str
-    card: dict[str, Any]  # arguments of `create_model_card`
+    card_example: CardExample | None = None
 
 
 def parse() -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:
@@ -111,9 +105,8 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
             )
     check_folder("--model_name_or_path", model_args.model_name_or_path)
     functions, weights = load_rewards(script_args.reward_funcs)
-    if accuracy_reward in functions and find_spec("math_verify") is None:
-        raise ImportError('accuracy_reward needs math-verify: pip install "trl-cppo[math]", or set --reward_funcs.')
-    required = ("prompt", "solution") if accuracy_reward in functions else ("prompt",)
+    graded = any(function in MATH_REWARDS.values() for function in functions)
+    required = ("prompt", "solution") if graded else ("prompt",)
     load = functools.partial(
         load_split,
         script_args.dataset_name,
@@ -124,12 +117,7 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
     train_dataset = load(script_args.dataset_train_split)
     eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None
     title = f"CPPO: {model_args.model_name_or_path} on {script_args.dataset_name}"
-    card = {"dataset_name": script_args.dataset_name}
-    if script_args.card_example:
-        card["example"] = next((row for row in train_dataset if images_of(row)[1]), None)
-        if card["example"] is None:
-            raise ValueError(f"--card_example: no row of {script_args.dataset_name} has an image.")
-    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title, card)
+    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title)
 
 
 def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> Job:
@@ -146,7 +134,7 @@ def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> J
         reward_weights=[0.9, 0.1],
         callbacks=[digits.HeldOutAccuracy(held_out, every=script_args.eval_every)],
         title="CPPO: a tiny Qwen2.5-VL adds handwritten digits",
-        card={"dataset_name": "handwritten digits (trl_cppo.digits)", "example": held_out[0]},
+        card_example=CardExample(held_out[0]["image"], digits.task.PROMPT),
     )
 
 
@@ -214,7 +202,9 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.set_card_defaults(**job.card)
+    trainer.card_example = job.card_example
+    if is_hub_id(script_args.dataset_name):
+        trainer.card_dataset = script_args.dataset_name
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except RewardCountError as error:
@@ -223,7 +213,7 @@ def main() -> None:
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         write_report(trainer, job.title)
-    trainer.create_model_card()  # again, now that there is a training.png
+    trainer.create_model_card(model_name=Path(training_args.output_dir).name)
     trainer.accelerator.print(f"Model, card, metrics.json and training.png are in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()

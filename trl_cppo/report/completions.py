@@ -1,0 +1,126 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Completions that were written elsewhere: TRL's tables of completions, evaluation records, a file of one's own."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset
+
+from ..completions_table import DATASET_ROW
+
+_NO_REWARD = {DATASET_ROW, "row", "step", "sample", "advantage"}  # numbers in such a file that are no reward
+
+
+@dataclass(frozen=True)
+class GivenCompletion:
+    """One line of the file."""
+
+    row: int  # place in the data set
+    text: str
+    rewards: dict[str, float]
+    advantage: float | None
+
+
+def read_completions(path: str, dataset: Dataset, num_rows: int) -> list[GivenCompletion]:
+    """
+    The first completions of a parquet or JSON-lines file, each with its row of the data set.
+
+    The column `completion` holds a text or one assistant message. A column `dataset_row` or `row` says which row of the
+    data set it answers; without one, the `prompt` is looked up. The other columns of numbers are rewards, but for
+    `advantage`, `step` and `sample`.
+
+    Args:
+        path (`str`): ends in `.parquet`, `.jsonl` or `.json`; such as the files that TRL's `log_completions` writes.
+        dataset ([`~datasets.Dataset`]): the data set that was answered.
+        num_rows (`int`): how many lines to read.
+
+    Raises:
+        `ValueError`: naming file, line and column, for what cannot be used.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"--completions: there is no file {path}.")
+    if file.suffix not in (".parquet", ".jsonl", ".json"):
+        raise ValueError(f"--completions: {path} must end in .parquet, .jsonl or .json (one object a line).")
+    try:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True, dtype=False)
+    except Exception as error:  # pyarrow and pandas raise what they like
+        raise ValueError(f"--completions: {path} cannot be read: {error}") from error
+    if "completion" not in table.columns or table.empty:
+        raise ValueError(
+            f"--completions: {path} needs rows and a column 'completion'; its columns are {list(table.columns)}."
+        )
+    lines = table.head(num_rows).to_dict("records")
+    places = _Places(dataset, any(key in table.columns for key in (DATASET_ROW, "row")))
+    try:
+        return [_given(line, places, f"line {number} of {path}") for number, line in enumerate(lines)]
+    except ValueError as error:
+        raise ValueError(f"--completions: {error}") from error
+
+
+class _Places:
+    """Finds the data set row that a line answers."""
+
+    def __init__(self, dataset: Dataset, by_number: bool):
+        self._size = len(dataset)
+        self._by_number = by_number
+        self._by_prompt: dict[str, list[int]] = {}
+        for row, prompt in enumerate([] if by_number else dataset["prompt"]):
+            self._by_prompt.setdefault(prompt_text(prompt), []).append(row)
+
+    def __call__(self, line: dict[str, Any]) -> int:
+        if self._by_number:
+            row = _number(line.get(DATASET_ROW, line.get("row")))
+            if row is None or row != int(row) or not 0 <= row < self._size:
+                raise ValueError(f"has row {row}, but the data set has the rows 0 to {self._size - 1}. Check --split.")
+            return int(row)
+        rows = self._by_prompt.get(prompt_text(line.get("prompt")), [])
+        if len(rows) != 1:
+            raise ValueError(
+                f"has a prompt that {len(rows)} rows of the data set have. Add a column 'row' with its place in it."
+            )
+        return rows[0]
+
+
+def _given(line: dict[str, Any], places: _Places, name: str) -> GivenCompletion:
+    try:
+        rewards = {key: _number(value) for key, value in line.items() if key not in _NO_REWARD}
+        return GivenCompletion(
+            row=places(line),
+            text=_completion_text(line["completion"]),
+            rewards={str(key): value for key, value in rewards.items() if value is not None},
+            advantage=_number(line.get("advantage")),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not math.isnan(value)
+    return float(value) if is_number else None
+
+
+def _completion_text(completion: Any) -> str:
+    if isinstance(completion, str):
+        return completion
+    messages = list(completion) if completion is not None and not isinstance(completion, (int, float)) else []
+    if len(messages) != 1 or not isinstance(messages[0], dict) or "content" not in messages[0]:
+        raise ValueError("has no single message in column 'completion'. Conversations with tools cannot be scored.")
+    return prompt_text(messages)
+
+
+def prompt_text(prompt: Any) -> str:
+    """The text of a prompt: of its messages' text parts, one message a paragraph."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt or ""
+    return "\n\n".join(_content_text(message.get("content")) for message in prompt)
+
+
+def _content_text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
