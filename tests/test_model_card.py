@@ -3,21 +3,28 @@
 """The model card: true, runnable, valid, and safe to show."""
 
 import copy
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from conftest import make_rows, make_trainer, picture
 from datasets import Dataset
-from huggingface_hub import EvalResult, ModelCard, metadata_load
+from huggingface_hub import EvalResult, HfApi, ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig
 from PIL import Image
+from tiny_models import build
+from transformers import AutoModelForImageTextToText
 
 from trl_cppo import digits, get_view
 from trl_cppo.card_results import add_evaluation
+from trl_cppo.card_sources import find_base_model
 from trl_cppo.markdown import escape
 from trl_cppo.model_card import CardExample
 
@@ -162,10 +169,13 @@ def test_the_example_image_tells_nothing_of_its_camera(warm):
 def test_the_held_out_accuracy_of_the_embedded_run(tmp_path):
     trainer = make_trainer(tmp_path / "out")
     trainer.state.log_history += [{"step": step, "held_out_accuracy": 0.5 + step / 10} for step in (0, 1, 2)]
+    trainer.state.global_step = 2
     card = write(trainer)
     [result] = card.data.eval_results
     assert (result.metric_value, result.metric_args["before training"]) == (0.7, 0.5)
     assert "| digits (test) | accuracy, greedy | 0.7 |" in card.text
+    trainer.state.global_step = 3
+    assert not write(trainer).data.eval_results  # nothing was measured of these weights
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------
@@ -249,3 +259,144 @@ def test_whatever_others_wrote_is_escaped(tmp_path):
 )
 def test_escape(text, shown):
     assert escape(text) == shown
+
+
+# Wherever a model is saved --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local_base(tmp_path):
+    folder = tmp_path / "a_secret_place"
+    for part in build("qwen2_5_vl"):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def uploads(monkeypatch):
+    """The cards of what goes to the Hub, by the message of the commit."""
+    cards = {}
+
+    class Repository(str):
+        repo_id = "someone/out"
+
+    class Job:
+        def done(self):
+            return True
+
+    def upload_folder(self, folder_path, commit_message=None, **kwargs):
+        cards[commit_message] = (Path(folder_path) / "README.md").read_text()
+        return Job()
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Repository("url"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return cards
+
+
+def adapter_trainer(local_base, output, **kwargs):
+    model = AutoModelForImageTextToText.from_pretrained(local_base)
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    return make_trainer(
+        output, model=model, peft_config=lora, max_steps=1, save_strategy="steps", save_steps=1, **kwargs
+    )
+
+
+def test_adapters_go_to_the_hub_with_our_card_and_without_a_path(local_base, tmp_path, uploads):
+    pushing = dict(push_to_hub=True, hub_model_id="out", hub_strategy="all_checkpoints", hub_always_push=True)
+    trainer = adapter_trainer(local_base, tmp_path / "out", **pushing)
+    trainer.card_example = CardExample(picture(0), "sum?")
+    trainer.train()
+    trainer.push_to_hub()
+    assert len(uploads) == 3  # the output folder and the checkpoint, then the end
+    for message, card in uploads.items():
+        assert "cpl_coef" in card and "library_name: peft" in card and str(tmp_path) not in card
+        assert "model_id = 'someone/out'" in card
+        assert ("from_pretrained(model_id, subfolder='checkpoint-1')" in card) == message.endswith("checkpoint")
+        assert ('"checkpoint-1/example.png"' in card) == message.endswith("checkpoint")
+
+
+def test_no_path_is_shown_wherever_adapters_are_saved(local_base, tmp_path):
+    trainer = adapter_trainer(local_base, tmp_path / "out")
+    trainer.train()
+    for folder in (tmp_path / "out", tmp_path / "elsewhere"):
+        trainer.save_model(str(folder))
+        card = (folder / "README.md").read_text()
+        assert "cpl_coef" in card and str(tmp_path) not in card
+        assert f"model_id = '{folder.name}'" in card
+
+
+def test_a_name_that_only_reads_like_a_hub_id_is_none(local_base, tmp_path, monkeypatch):
+    shutil.copytree(local_base, tmp_path / "runs" / "earlier")
+    monkeypatch.chdir(tmp_path)
+    config = AutoModelForImageTextToText.from_pretrained("runs/earlier").config
+    monkeypatch.chdir(tmp_path / "runs")
+    assert (find_base_model(config).hub_id, find_base_model(config).shown) == (None, "earlier")
+    config._commit_hash = "0" * 40  # as of a download
+    assert find_base_model(config).hub_id == "runs/earlier"
+
+
+@pytest.mark.parametrize(
+    "readme", [b"---\n: [\n---\n", b"---\n- a\n---\n", b"---\nlicense: \xff\n---\n", b"---\nlicense: [a]\n---\n"]
+)
+def test_a_broken_card_of_the_base_model_does_not_stop_a_checkpoint(local_base, tmp_path, readme):
+    (local_base / "README.md").write_bytes(readme)
+    trainer = make_trainer(tmp_path / "out", model=AutoModelForImageTextToText.from_pretrained(local_base))
+    assert "license" not in write(trainer).data.to_dict()
+
+
+def test_the_name_and_the_link_of_a_licence(local_base):
+    config = AutoModelForImageTextToText.from_pretrained(local_base).config
+    licence = "license: other\nlicense_name: research\nlicense_link: {}"
+    (local_base / "README.md").write_text(f"---\n{licence.format('https://example.org/L')}\n---\n")
+    named = {"license": "other", "license_name": "research"}
+    assert find_base_model(config).licence == {**named, "license_link": "https://example.org/L"}
+    (local_base / "README.md").write_text(f"---\n{licence.format('LICENSE')}\n---\n")
+    assert find_base_model(config).licence == named  # whose file that is, is not known
+
+
+def test_an_evaluation_counts_for_the_weights_that_it_was_made_of(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    evaluation = tmp_path / "evaluation.json"
+    evaluation.write_text(json.dumps(EVALUATION))
+    os.utime(evaluation, (1, time.time() - 10))  # of an earlier run in the same folder
+    trainer.train()
+    assert not write(trainer).data.eval_results
+    evaluation.write_text(json.dumps(EVALUATION))
+    card = write(trainer)
+    add_evaluation(tmp_path, EVALUATION)
+    assert str(card) == (tmp_path / "README.md").read_text()  # both ways lead to the same card
+    evaluation.write_text("{")
+    assert not write(trainer).data.eval_results
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"greedy": {"accuracy": 72.5, "interval": [0, 1]}},
+        {"greedy": {"accuracy": float("nan"), "interval": [0, 1]}},
+        {"greedy": {"interval": [0, 1]}},
+        {"reward": None, "greedy": 3},
+    ],
+)
+def test_a_wrong_evaluation_changes_nothing(tmp_path, change):
+    before = str(write(make_trainer(tmp_path)))
+    with pytest.raises(ValueError, match="The evaluation"):
+        add_evaluation(tmp_path, {**EVALUATION, **change})
+    assert (tmp_path / "README.md").read_text() == before
+
+
+def test_results_by_another_hand_stay_in_the_metadata(tmp_path):
+    metric = "metrics: [{type: wer, value: 20.0 ± 1.2, args: {a: 1}}]"
+    index = f"model-index:\n- name: m\n  results:\n  - task: {{type: x}}\n    dataset: {{type: a/b, name: B}}\n    {metric}\n"
+    (tmp_path / "README.md").write_text(f"---\n{index}---\n# Mine\n")
+    add_evaluation(tmp_path, EVALUATION)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results[0].metric_value == "20.0 ± 1.2" and len(card.data.eval_results) == 4
+    assert "None" not in card.text and "20.0" not in card.text
+
+
+def test_a_data_set_that_is_not_on_the_hub_gets_no_link_there(tmp_path):
+    write(make_trainer(tmp_path))
+    for name, shown in [("digits", "custom:digits"), ("/home/me/geo", "custom:geo"), ("someone/geo", "someone/geo")]:
+        add_evaluation(tmp_path, {**EVALUATION, "dataset": name})
+        assert metadata_load(tmp_path / "README.md")["model-index"][0]["results"][-1]["dataset"]["type"] == shown

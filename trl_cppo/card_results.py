@@ -15,27 +15,54 @@ _RESULTS = "<!-- trl-cppo: results -->"  # around the section that an evaluation
 _EMBEDDED = {"dataset": "digits", "split": "test"}  # what digits.HeldOutAccuracy measures on
 
 
-def embedded_results(history: list[dict[str, Any]]) -> list[EvalResult]:
-    """The last held-out accuracy of the embedded digits run; nothing else logs one."""
-    values = [entry["held_out_accuracy"] for entry in history if "held_out_accuracy" in entry]
-    if not values:
+def embedded_results(history: list[dict[str, Any]], step: int, num_questions: int | None = None) -> list[EvalResult]:
+    """
+    The held-out accuracy of the embedded digits run; nothing else logs one.
+
+    Args:
+        history (`list[dict[str, Any]]`): `trainer.state.log_history`.
+        step (`int`): the step of the weights; what was measured of others is not theirs.
+        num_questions (`int`, *optional*): on how many canvases it was measured, if that is known.
+    """
+    values = {entry["step"]: entry["held_out_accuracy"] for entry in history if "held_out_accuracy" in entry}
+    if step not in values:
         return []
-    details = {"before training": values[0], "measured": "during training"}
-    return [_result(**_EMBEDDED, name="accuracy, greedy", value=values[-1], details=details)]
+    details = {"questions": num_questions, "before training": values.get(0), "measured": "during training"}
+    details = {key: value for key, value in details.items() if value is not None}
+    return [_result(**_EMBEDDED, name="accuracy, greedy", value=values[step], details=details)]
 
 
 def _result(dataset: str, split: str, name: str, value: float, details: dict[str, Any]) -> EvalResult:
     shown = dataset if is_hub_id(dataset) else one_line(Path(dataset).name)  # a path is nobody's business
     return EvalResult(
         task_type=TASK,
-        dataset_type=shown,
+        dataset_type=dataset if is_hub_id(dataset) else f"custom:{shown}",  # no id that the Hub would link
         dataset_name=shown,
         dataset_split=one_line(split),
         metric_type="accuracy",
         metric_name=name,
-        metric_value=round(value, 6),
+        metric_value=round(_share(value, name), 6),
         metric_args=details,
     )
+
+
+def _share(value: Any, what: str) -> float:
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"The evaluation's {what} must be a share between 0 and 1, got {value!r}.")
+    return value
+
+
+def evaluation_results(evaluation: dict[str, Any]) -> list[EvalResult]:
+    """
+    The contents of an `evaluation.json` as the metadata have them.
+
+    Raises:
+        `ValueError`: naming an entry that is missing, or is no share between 0 and 1.
+    """
+    try:
+        return _results_of(evaluation)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"The evaluation lacks an entry, or has one of another kind: {error}.") from error
 
 
 def _results_of(evaluation: dict[str, Any]) -> list[EvalResult]:
@@ -53,6 +80,8 @@ def _results_of(evaluation: dict[str, Any]) -> list[EvalResult]:
         results.append(_result(**where, name=f"avg@{sampled['num_samples']}", value=sampled["avg"], details=spread))
         details = {**draws, "interval": list(sampled["pass_interval"])}
         results.append(_result(**where, name=f"pass@{sampled['num_samples']}", value=sampled["pass"], details=details))
+    if not results:
+        raise ValueError("The evaluation holds no result: neither 'greedy' nor 'sampled'.")
     return results
 
 
@@ -60,7 +89,9 @@ def results_section(results: list[EvalResult]) -> str:
     """A table between two marks; the marks alone where nothing was measured."""
     rows = []
     for result in results:
-        details = {key: value for key, value in (result.metric_args or {}).items() if value is not None}
+        if not isinstance(result.metric_args, dict) or not {"reward", "measured"} & result.metric_args.keys():
+            continue  # the metadata's, by another hand
+        details = {key: value for key, value in result.metric_args.items() if value is not None}
         interval = "–".join(number(bound) for bound in details.pop("interval", []))
         how = ", ".join(
             f"{escape(key)} {escape(number(value) if is_number(value) and value % 1 else value)}"
@@ -85,12 +116,13 @@ def add_evaluation(folder: str | os.PathLike, evaluation: dict[str, Any]) -> Non
 
     Raises:
         `FileNotFoundError`: if there is no card.
+        `ValueError`: if the evaluation lacks an entry or has one that is no share between 0 and 1.
     """
     path = Path(folder) / "README.md"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no README.md to write the results into.")
     card = ModelCard.load(path)
-    new = _results_of(evaluation)
+    new = evaluation_results(evaluation)
     replaced = {(result.dataset_type, result.dataset_split) for result in new}
     kept = [r for r in card.data.eval_results or [] if (r.dataset_type, r.dataset_split) not in replaced]
     card.data.model_name = card.data.model_name or path.resolve().parent.name

@@ -5,7 +5,9 @@
 Whatever comes from a model, a data set, a path or a user is escaped: a card is shown on a public page.
 """
 
+import json
 import re
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -14,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
-from huggingface_hub import ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
-from trl.trainer.utils import get_callable_name, get_config_model_id
+from transformers import TrainerCallback
+from transformers.utils import logging
+from trl.trainer.utils import get_callable_name
 
-from .card_results import TASK, embedded_results, results_section
+from .card_results import TASK, embedded_results, evaluation_results, results_section
+from .card_sources import find_base_model, hub_dataset
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .quick_start import EXAMPLE_IMAGE, quick_start
 
@@ -27,6 +31,17 @@ if TYPE_CHECKING:
     from .trainer import CPPOTrainer
 
 _EMPTY = re.compile(r"\n{3,}")
+logger = logging.get_logger(__name__)
+
+
+class WeightsClock(TrainerCallback):
+    """When the weights last changed, in seconds of the epoch: an older picture or evaluation is one of other weights."""
+
+    def __init__(self):
+        self.time = time.time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.time = time.time()
 
 
 @dataclass(frozen=True)
@@ -52,25 +67,28 @@ def write_card(
 
     Args:
         trainer (`CPPOTrainer`): after `GRPOTrainer.create_model_card` has run, on the main process.
-        model_name (`str`, *optional*): heading; defaults to the name of the output folder.
+        model_name (`str`, *optional*): heading; defaults to the name of the repository or of the output folder.
         dataset_name (`str`, *optional*): Hub id of the training data; of anything else nothing is said. Without it:
             `trainer.card_dataset`, or the id that `datasets` keeps.
-        checkpoint (`Path`, *optional*): the folder of a checkpoint, in place of the output folder.
+        checkpoint (`Path`, *optional*): the folder of a checkpoint, or another that the model was saved in, in place
+            of the output folder.
     """
     output = Path(trainer.args.output_dir)
     folder = checkpoint or output
     theirs = ModelCard.load(output / "README.md")
-    name = one_line(model_name or output.resolve().name)
-    base, base_shown = _base_model(trainer)
-    dataset = dataset_name if is_hub_id(dataset_name) else trainer.card_dataset or _hub_dataset(trainer.train_dataset)
+    name = one_line(model_name or (trainer.args.hub_model_id or "").split("/")[-1] or output.resolve().name)
+    base = find_base_model(trainer.model.config)
+    if is_hub_id(dataset_name):
+        trainer.card_dataset = dataset_name  # later cards of this trainer are not told
+    dataset = trainer.card_dataset or hub_dataset(trainer.train_dataset)
     is_adapter = hasattr(trainer.model, "peft_config")
     tags = [tag for tag in theirs.data.tags if trainer.args.cpl_coef > 0 or tag != "cppo"]
-    results = embedded_results(trainer.state.log_history)
+    results = _results(trainer, folder)
     data = ModelCardData(
-        base_model=base,
+        base_model=base.hub_id,
         datasets=dataset,
-        license=_licence(trainer, base),
-        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
+        **base.licence,
+        base_model_relation=None if base.hub_id is None else "adapter" if is_adapter else "finetune",
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=TASK,
         tags=sorted(tags) if trainer.args.cpl_coef > 0 else sorted({*tags, "grpo"}),
@@ -85,13 +103,15 @@ def write_card(
         data,
         template_str=files("trl_cppo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         title=escape(name),
-        origin=_origin(base_shown, is_adapter, dataset),
+        origin=_origin(base.shown, is_adapter, dataset),
         is_adapter=is_adapter,
         quick_start=quick_start(trainer, trainer.card_example, checkpoint),
         method=_method(trainer),
         training_table=table(_training_facts(trainer), ["setting", "value"]),
         last_logged=_last_logged(trainer.state.log_history),
-        plot="![Metrics over the steps of the training](training.png)" if _has_plot(trainer, folder) else "",
+        plot="![Metrics over the steps of the training](training.png)"
+        if _is_of_these_weights(trainer, folder / "training.png")
+        else "",
         badges="\n".join(line for line in theirs.text.splitlines() if line.startswith("[<img ")),
         results=results_section(results),
         versions="\n".join(f"- {package} {version(package)}" for package in _packages(trainer, is_adapter)),
@@ -104,43 +124,28 @@ def write_card(
 # What is known of the model and the data ------------------------------------------------------------------------------
 
 
-def _has_plot(trainer: "CPPOTrainer", folder: Path) -> bool:
-    """Whether the folder has a picture of this run: one of an earlier run in the same folder shows another model."""
-    path = folder / "training.png"
-    return path.is_file() and path.stat().st_mtime >= trainer.created
+def _is_of_these_weights(trainer: "CPPOTrainer", path: Path) -> bool:
+    """Whether a file was written after the weights changed: that of an earlier run or step is about another model."""
+    return path.is_file() and path.stat().st_mtime >= trainer.weights_clock.time
 
 
-def _hub_dataset(dataset: Any) -> str | None:
-    """The Hub id that `datasets` keeps in the addresses of the files that it read."""
-    checksums = (dataset.info.download_checksums or {}) if isinstance(dataset, Dataset) else {}
-    for address in checksums:
-        match = re.match(r"hf://datasets/([^/@]+/[^/@]+)@", str(address))
-        if match:
-            return match[1]
-    return None
+def _results(trainer: "CPPOTrainer", folder: Path) -> list[EvalResult]:
+    """What was measured of these weights: on the embedded run's way, and by `examples/evaluate.py` into this folder."""
+    state, path, during = trainer.state, folder / "evaluation.json", []
+    if any("held_out_accuracy" in entry for entry in state.log_history):
+        from .digits import HeldOutAccuracy
 
-
-def _base_model(trainer: "CPPOTrainer") -> tuple[str | None, str | None]:
-    """The base model's Hub id, and how the card calls it; of a local folder only its name, not the path."""
-    name = get_config_model_id(trainer.model.config)
-    if not name:
-        return None, None
-    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", name)
-    name = f"{cached[1]}/{cached[2]}" if cached else name
-    if is_hub_id(name):
-        return name, f"[{escape(name)}](https://huggingface.co/{name})"
-    return None, escape(Path(name).name)
-
-
-def _licence(trainer: "CPPOTrainer", base: str | None) -> str | None:
-    """The base model's licence, where its card is on this machine."""
-    name = get_config_model_id(trainer.model.config)
-    beside = Path(name) / "README.md" if name else None
-    if beside is None or not beside.is_file():
-        beside = try_to_load_from_cache(base, "README.md") if base else None
-    if not isinstance(beside, (str, Path)):  # a mark of the cache that the file does not exist
-        return None
-    return (metadata_load(beside) or {}).get("license")
+        counts = [len(x.dataset) for x in trainer.callback_handler.callbacks if isinstance(x, HeldOutAccuracy)]
+        during = embedded_results(state.log_history, state.global_step, counts[0] if counts else None)
+    if not _is_of_these_weights(trainer, path):
+        return during
+    try:
+        after = evaluation_results(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # no reason to lose a checkpoint
+        logger.warning(f"The model card has no results from {path}: {error}")
+        return during
+    replaced = {(result.dataset_type, result.dataset_split) for result in after}
+    return [*(x for x in during if (x.dataset_type, x.dataset_split) not in replaced), *after]
 
 
 def _origin(base: str | None, is_adapter: bool, dataset: str | None) -> str:
@@ -173,7 +178,8 @@ def _training_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
     rewards = ", ".join(f"{number(weight)} · {escape(name)}" for weight, name in zip(weights, names, strict=True))
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
     facts = [
-        ("Steps", f"{state.global_step} of {state.max_steps}"),
+        ("Steps", f"{state.global_step} of {max(state.max_steps, args.max_steps)}"),
+        ("Epochs", number(state.epoch or 0)),
         ("Rollouts a step", f"{rows} ({args.num_generations} for each prompt)"),
         ("Rewards", rewards),
         ("GRPO", f"loss `{args.loss_type}`, β {number(args.beta)}, temperature {number(args.temperature)}"),
@@ -182,6 +188,9 @@ def _training_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
         ("Seed", str(args.seed)),
         ("Hardware", _hardware(trainer)),
     ]
+    times = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+    if times:  # of a resumed run only the last part
+        facts.append(("Time of the last call of `train`", f"{times[-1]:,.0f} s"))
     return facts if args.cpl_coef == 0 else [*_cpl_facts(trainer), *facts]
 
 

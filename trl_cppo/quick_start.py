@@ -5,6 +5,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transformers.trainer_utils import HubStrategy
+
 if TYPE_CHECKING:
     from .model_card import CardExample
     from .trainer import CPPOTrainer
@@ -16,21 +18,39 @@ from PIL import {pil}
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model_id = {model_id}{comment}
-processor = AutoProcessor.from_pretrained(model_id)
-model = AutoModelForImageTextToText.from_pretrained(model_id, device_map="auto")
+processor = AutoProcessor.from_pretrained(model_id{subfolder})
+model = AutoModelForImageTextToText.from_pretrained(model_id{subfolder}, device_map="auto")
 
 {image}
 content = [{{"type": "image", "image": image}}, {{"type": "text", "text": {question}}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": content}}],
     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-).to(model.device)
+).to(model.device, model.dtype)
 output = model.generate(**inputs, max_new_tokens={max_new_tokens})
 print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 _DRAWN = """\
 image = Image.new("RGB", (448, 224), "white")  # or Image.open("your.png")
 ImageDraw.Draw(image).text((60, 70), "12 + 30 = ?", fill="black", font_size=72)"""
+
+
+def _hub_subfolder(trainer: "CPPOTrainer", checkpoint: Path) -> str | None:
+    """Where in the repository a checkpoint goes; `None` if it does not go there."""
+    args = trainer.args
+    if not args.push_to_hub or not checkpoint.resolve().is_relative_to(Path(args.output_dir).resolve()):
+        return None
+    return {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}.get(
+        args.hub_strategy
+    )
+
+
+def _shown(folder: Path, output: Path) -> str:
+    """A folder as it was given, or, of a path that leads through somebody's disk, from the outermost of ours on."""
+    if not folder.is_absolute() and ".." not in folder.parts:
+        return folder.as_posix()
+    outer = output if folder.resolve().is_relative_to(output.resolve()) else folder
+    return folder.resolve().relative_to(outer.resolve().parent).as_posix()
 
 
 def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoint: Path | None = None) -> str:
@@ -46,20 +66,23 @@ def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoin
         checkpoint (`Path`, *optional*): the folder of a checkpoint, if it is this one that is loaded.
     """
     args = trainer.args
-    on_hub = trainer.hub_model_id if (args.push_to_hub or args.hub_model_id) and checkpoint is None else None
-    name = Path(args.output_dir)
-    local = name.resolve().name if name.is_absolute() or ".." in name.parts else name.as_posix()
-    local = f"{local}/{checkpoint.name}" if checkpoint else local
+    output = Path(args.output_dir)
+    subfolder = _hub_subfolder(trainer, checkpoint) if checkpoint else ""
+    ids = [hub_id for hub_id in (trainer.hub_model_id, args.hub_model_id) if hub_id and "/" in hub_id]
+    on_hub = ids[0] if ids and subfolder is not None else None
+    local = _shown(checkpoint or output, output)
     if example is None:
         image, question = _DRAWN, "What does the image show?"
     elif on_hub:
-        image = f'image = Image.open(hf_hub_download(model_id, "{EXAMPLE_IMAGE}"))'
+        file = f"{subfolder}/{EXAMPLE_IMAGE}" if subfolder else EXAMPLE_IMAGE
+        image = f'image = Image.open(hf_hub_download(model_id, "{file}"))'
         question = example.question
     else:
         image, question = f'image = Image.open(f"{{model_id}}/{EXAMPLE_IMAGE}")', example.question
     code = _CODE.format(
         pil="Image, ImageDraw" if example is None else "Image",
         model_id=ascii(on_hub or local),
+        subfolder=f", subfolder={ascii(subfolder)}" if on_hub and subfolder else "",
         comment="" if on_hub else "  # the folder, seen from the one that holds it",
         image=image,
         question=ascii(question),

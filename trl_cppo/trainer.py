@@ -7,7 +7,6 @@ Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tok
 
 import inspect
 import textwrap
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .fused_head import kl_to_views, observed_head, scored_positions
 from .losses import divergence_contrast, masked_mean, perception_token_mask, token_divergence
 from .metrics import cpl_metrics, cpl_sums
-from .model_card import CardExample, write_card
+from .model_card import CardExample, WeightsClock, write_card
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -108,7 +107,7 @@ class CPPOTrainer(TabledGRPOTrainer):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
-        created (`float`): when the trainer was made, in seconds of the epoch.
+        weights_clock ([`~trl_cppo.model_card.WeightsClock`]): when the weights last changed.
 
     Raises:
         `TypeError`: if `args` is not a CPPOConfig.
@@ -187,7 +186,8 @@ class CPPOTrainer(TabledGRPOTrainer):
         )
         self.card_example: CardExample | None = None
         self.card_dataset: str | None = None
-        self.created = time.time()
+        self.weights_clock = WeightsClock()
+        self.add_callback(self.weights_clock)
         self._view_scoring: _ViewScoring | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
