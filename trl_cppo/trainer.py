@@ -17,14 +17,13 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
-from .completions_table import TabledGRPOTrainer
+from .carded import CardedGRPOTrainer
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .fused_head import kl_to_views, observed_head, scored_positions
 from .losses import divergence_contrast, masked_mean, perception_token_mask, token_divergence
 from .metrics import cpl_metrics, cpl_sums
-from .model_card import CardExample, WeightsClock, write_card
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -53,7 +52,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(TabledGRPOTrainer):
+class CPPOTrainer(CardedGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -107,7 +106,6 @@ class CPPOTrainer(TabledGRPOTrainer):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
-        weights_clock ([`~trl_cppo.model_card.WeightsClock`]): when the weights last changed.
 
     Raises:
         `TypeError`: if `args` is not a CPPOConfig.
@@ -184,10 +182,6 @@ class CPPOTrainer(TabledGRPOTrainer):
             seed=args.seed,
             to_rgb=self._process_views.to_rgb,
         )
-        self.card_example: CardExample | None = None
-        self.card_dataset: str | None = None
-        self.weights_clock = WeightsClock()
-        self.add_callback(self.weights_clock)
         self._view_scoring: _ViewScoring | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
@@ -208,17 +202,6 @@ class CPPOTrainer(TabledGRPOTrainer):
         banned = sorted({*(self.generation_config.suppress_tokens or []), *ids})
         self.generation_config.suppress_tokens = banned
         self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """
-        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
-        checkpoint and before every upload.
-        """
-        super().create_model_card(model_name, dataset_name, tags)
-        if self.is_world_process_zero():
-            write_card(self, model_name, dataset_name)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         key = self._generation_key()

@@ -16,7 +16,6 @@ from trl import GRPOTrainer
 
 from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
 from .image_row import ImagelessForwards
-from .model_card import write_card
 
 _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
 
@@ -107,19 +106,6 @@ class RepairedGRPOTrainer(GRPOTrainer):
             return
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        # TRL leaves a checkpoint without a card, and PEFT puts one there that names the base model's local path. Here
-        # and not after the checkpoint is complete, for by then it may have been sent to the Hub.
-        if (output_dir is None and _internal_call) or not self.is_world_process_zero():  # a push makes the card itself
-            return
-        output, folder = Path(self.args.output_dir), Path(output_dir or self.args.output_dir)
-        if folder.resolve() == output.resolve() or not (output / "README.md").is_file():
-            self.create_model_card()
-        if folder.resolve() != output.resolve():
-            folder.mkdir(parents=True, exist_ok=True)  # FSDP saves sharded weights later, in a folder of their own
-            write_card(self, checkpoint=folder)
 
     def _save_checkpoint(self, model, trial) -> None:
         # A checkpoint cut short by a full disk would be taken for the last one, and keeps the disk full.

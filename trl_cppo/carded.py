@@ -1,0 +1,52 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The part of the trainer that puts a card beside every model it saves."""
+
+from pathlib import Path
+
+from .completions_table import TabledGRPOTrainer
+from .model_card import CardExample, WeightsClock, write_card
+
+
+class CardedGRPOTrainer(TabledGRPOTrainer):
+    """
+    GRPOTrainer that writes our card, wherever it saves the model. Only the main process writes.
+
+    Attributes:
+        card_example ([`~trl_cppo.model_card.CardExample`], *optional*):
+            Set it to an image and a question of yours, which may be published, for the model card's quick start.
+        card_dataset (`str`, *optional*):
+            Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        weights_clock ([`~trl_cppo.model_card.WeightsClock`]): when the weights last changed.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.card_example: CardExample | None = None
+        self.card_dataset: str | None = None
+        self.weights_clock = WeightsClock()
+        self.add_callback(self.weights_clock)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
+        checkpoint and before every upload.
+        """
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            write_card(self, model_name, dataset_name)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        # TRL leaves a checkpoint without a card, and PEFT puts one there that names the base model's local path. Here
+        # and not after the checkpoint is complete, for by then it may have been sent to the Hub.
+        if (output_dir is None and _internal_call) or not self.is_world_process_zero():  # a push makes the card itself
+            return
+        output, folder = Path(self.args.output_dir), Path(output_dir or self.args.output_dir)
+        if folder.resolve() == output.resolve() or not (output / "README.md").is_file():
+            self.create_model_card()
+        if folder.resolve() != output.resolve():
+            folder.mkdir(parents=True, exist_ok=True)  # FSDP saves sharded weights later, in a folder of their own
+            write_card(self, checkpoint=folder)
