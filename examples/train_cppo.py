@@ -34,10 +34,11 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
-from trl.rewards import accuracy_reward
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.loading import RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.markdown import is_hub_id
+from trl_cppo.model_card import CardExample
 from trl_cppo.plotting import metric_history, plot_training
 from trl_cppo.rewards import think_boxed_format_reward
 
@@ -51,8 +52,9 @@ class CPPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards: accuracy_reward, think_boxed_format_reward or a dotted import path such as "
-            "my_package.my_reward. Default: 0.9 * accuracy_reward + 0.1 * think_boxed_format_reward, as the authors."
+            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, or a dotted import "
+            "path such as my_package.my_reward. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
+            "the authors' mixture."
         },
     )
     eval_canvases: int = field(
@@ -74,6 +76,7 @@ class Job:
     reward_weights: list[float] | None
     callbacks: list[TrainerCallback]
     title: str
+    card_example: CardExample | None = None
 
 
 def parse() -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:
@@ -102,9 +105,8 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
             )
     check_folder("--model_name_or_path", model_args.model_name_or_path)
     functions, weights = load_rewards(script_args.reward_funcs)
-    if accuracy_reward in functions and find_spec("math_verify") is None:
-        raise ImportError('accuracy_reward needs math-verify: pip install "trl-cppo[math]", or set --reward_funcs.')
-    required = ("prompt", "solution") if accuracy_reward in functions else ("prompt",)
+    graded = any(function in MATH_REWARDS.values() for function in functions)
+    required = ("prompt", "solution") if graded else ("prompt",)
     load = functools.partial(
         load_split,
         script_args.dataset_name,
@@ -132,6 +134,7 @@ def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> J
         reward_weights=[0.9, 0.1],
         callbacks=[digits.HeldOutAccuracy(held_out, every=script_args.eval_every)],
         title="CPPO: a tiny Qwen2.5-VL adds handwritten digits",
+        card_example=CardExample(held_out[0]["image"], digits.task.PROMPT),
     )
 
 
@@ -199,18 +202,21 @@ def main() -> None:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    trainer.card_example = job.card_example
+    if is_hub_id(script_args.dataset_name):
+        trainer.card_dataset = script_args.dataset_name
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except RewardCountError as error:
         stop(error)
 
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(model_name=Path(training_args.output_dir).name, dataset_name=script_args.dataset_name)
     if trainer.accelerator.is_main_process:
         write_report(trainer, job.title)
+    trainer.create_model_card(model_name=Path(training_args.output_dir).name)
     trainer.accelerator.print(f"Model, card, metrics.json and training.png are in {training_args.output_dir}.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub()
     trainer.end()
 
 

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, tasks and trainers that the tests share. Nothing here reaches the Hub."""
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -84,6 +87,15 @@ def logged(trainer, name):
 
 def weights(trainer):
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def load_script(name):
+    """A script of `examples/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def generation_batch(trainer):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """examples/train_cppo.py as a user runs it."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_rows
+from conftest import load_script, make_rows
 from datasets import DatasetDict
 from huggingface_hub import HfApi
 from PIL import Image
@@ -32,14 +31,6 @@ def run(*arguments, cwd, launcher=(sys.executable,)):
         [*launcher, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=500,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("train_cppo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_cppo"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +66,8 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
         "reward", "held_out_accuracy", "cpl/loss", "cpl/perception_ratio", "cpl/contrast_accuracy",
     }  # fmt: skip
     card = (output / "README.md").read_text()
-    assert "- cppo" in card and "# Model Card for cppo-digits" in card
+    assert "- cppo" in card and "# cppo-digits" in card and "(training.png)" in card
+    assert f"accuracy, greedy | {report['held_out_accuracy']['after']:.4g} |" in card
     with Image.open(output / "training.png") as picture:
         assert min(picture.size) > 500
     second = run(*QUICK, "--output_dir", "again", cwd=tmp_path)
@@ -127,7 +119,7 @@ def error_of(monkeypatch, *arguments):
     """The one line with which the script stops."""
     monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        load_script().main()
+        load_script("train_cppo").main()
     line = str(stop.value.code)
     assert line.startswith("train_cppo.py: error: ") and "\n" not in line
     return line
@@ -166,7 +158,7 @@ def test_errors_are_one_line_that_says_what_to_do(own_model, own_dataset, tmp_pa
 def test_help_lists_every_flag(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_cppo.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
-        load_script().main()
+        load_script("train_cppo").main()
     shown = capsys.readouterr().out
     assert all(
         f"--{name}" in shown for name in ("cpl_coef", "learning_rate", "use_peft", "dataset_name", "eval_every")
@@ -180,12 +172,15 @@ def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tm
         repo_id = "someone/out"
 
     def upload_folder(self, **kwargs):
-        calls.append(sorted(path.name for path in Path(kwargs["folder_path"]).iterdir()))
+        folder = Path(kwargs["folder_path"])
+        calls.append((sorted(path.name for path in folder.iterdir()), (folder / "README.md").read_text()))
 
     monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Repository("url"))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     own = ["--model_name_or_path", own_model, "--dataset_name", own_dataset, *OWN, "--save_strategy", "no"]
     arguments = [*own, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", "someone/out"]
     monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
-    load_script().main()
-    assert any({"README.md", "model.safetensors", "training.png", "metrics.json"} <= set(names) for names in calls)
+    load_script("train_cppo").main()
+    names, card = calls[-1]
+    assert {"README.md", "model.safetensors", "training.png", "metrics.json"} <= set(names)
+    assert "model_id = 'someone/out'" in card and "(training.png)" in card and "| Steps | 2 of 2 |" in card

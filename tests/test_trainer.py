@@ -167,7 +167,7 @@ def oracle(trainer, batch):
         length = int(batch["completion_mask"][row].sum())
         images = trainer.cppo_test_images[row]
         scored = [score_alone(trainer, batch, row, x) for x in (images, pair.preserved, pair.removed)]
-        (anchor, entropy), (preserved, _), (removed, removed_entropy) = scored
+        (anchor, entropy, p), (preserved, _, q_preserved), (removed, removed_entropy, q_removed) = scored
         shift = {t: float(removed_entropy[t] - entropy[t]) for t in range(length)}
         shifts += shift.values()
         scores = {t: s / (float(removed_entropy[t]) + 1e-6) for t, s in shift.items() if s > 0}
@@ -175,9 +175,11 @@ def oracle(trainer, batch):
         losses = []
         for t in kept:
             distances = []
-            for view in (preserved, removed):
+            for view, q in ((preserved, q_preserved), (removed, q_removed)):
                 delta = view[t] - anchor[t]
-                distances.append(torch.exp(delta) - delta - 1)
+                k3 = torch.exp(delta) - delta - 1
+                kl = (p[t].exp() * (p[t] - q[t])).sum()
+                distances.append(kl if trainer.args.cpl_divergence == "kl" else k3)
             losses.append(torch.nn.functional.softplus((distances[0] - distances[1]) / 0.1))
             close.append(distances[0].item())
             far.append(distances[1].item())
@@ -195,7 +197,7 @@ def oracle(trainer, batch):
 
 
 def score_alone(trainer, batch, row, images):
-    """Log-probabilities and entropies of one row's completion given some images, by the model's plain logits."""
+    """Of one row's completion given some images, by the model's plain logits: log-probs, entropies, distributions."""
     keep = batch["prompt_mask"][row].bool()
     ids = torch.cat([batch["prompt_ids"][row][keep], batch["completion_ids"][row]]).unsqueeze(0)
     mask = torch.cat([batch["prompt_mask"][row][keep], batch["completion_mask"][row]]).unsqueeze(0)
@@ -205,14 +207,16 @@ def score_alone(trainer, batch, row, images):
     logits = trainer.model(input_ids=ids, attention_mask=mask, mm_token_type_ids=is_image, **pixels).logits
     length = batch["completion_ids"].size(1)
     logp = torch.log_softmax(at_least_float32(logits[0, -length - 1 : -1]) / trainer.temperature, dim=-1)
-    return logp.gather(1, batch["completion_ids"][row].unsqueeze(1)).squeeze(1), -(logp.exp() * logp).sum(-1).detach()
+    entropy = -(logp.exp() * logp).sum(-1).detach()
+    return logp.gather(1, batch["completion_ids"][row].unsqueeze(1)).squeeze(1), entropy, logp
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("reduction", ["sequence", "token"])
-def test_loss_and_gradient_agree_with_scoring_each_view_alone(tmp_path, family, reduction):
+@pytest.mark.parametrize(("reduction", "divergence"), [("sequence", "k3"), ("token", "k3"), ("sequence", "kl")])
+def test_loss_and_gradient_agree_with_scoring_each_view_alone(tmp_path, family, reduction, divergence):
     dataset = make_rows([1, 2], sizes=[(56, 56), (84, 42)])
-    trainer = make_trainer(tmp_path, dataset, family=family, temperature=0.8, cpl_reduction=reduction)
+    settings = {"temperature": 0.8, "cpl_reduction": reduction, "cpl_divergence": divergence}
+    trainer = make_trainer(tmp_path, dataset, family=family, **settings)
     inputs = next(iter(trainer.get_train_dataloader()))
     trainer.cppo_test_images = [example["images"] for example in inputs]
     trainer.model.train()

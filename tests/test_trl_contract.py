@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import trl.trainer.utils
 from conftest import make_rows, make_trainer, picture
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
@@ -34,6 +35,21 @@ def test_every_argument_of_the_scoring_function_is_known():
 @pytest.fixture
 def grpo(tmp_path):
     return make_trainer(tmp_path, make_rows([1] * 4), GRPOTrainer, GRPOConfig, per_device_train_batch_size=8)
+
+
+def test_the_fused_head_calls_its_kernel_as_the_exact_kl_expects():
+    names = [
+        "hidden",
+        "weight",
+        "bias",
+        "targets",
+        "temperature",
+        "chunk_size",
+        "final_logit_softcapping",
+        "logit_scale",
+    ]
+    assert parameters(trl.trainer.utils._ChunkedLogProbFunction.forward) == ["ctx", *names, "outputs"]
+    assert list(inspect.signature(trl.trainer.utils.maybe_gather_lm_head_ctx).parameters) == ["params"]
 
 
 def test_the_loss_scores_once_and_in_rows_of_the_batch(grpo):

@@ -29,8 +29,8 @@ class CPPOConfig(GRPOConfig):
         cpl_temperature (`float`, *optional*, defaults to `0.1`):
             Temperature τ of the contrast softplus((d⁺ − d⁻) / τ), in nats.
         cpl_divergence (`str`, *optional*, defaults to `"k3"`):
-            Estimate of the divergence from the anchor to a view at the sampled token: `"k3"` (the authors' verl code)
-            or `"k1"` (their AReaL code).
+            Divergence from the anchor to a view: an estimate from the sampled token, `"k3"` (the authors' verl code) or
+            `"k1"` (their AReaL code), or `"kl"`, exact over the vocabulary (the paper's wording).
         perception_token_ratio (`float` or `None`, *optional*, defaults to `0.5`):
             Share, in (0, 1], of a rollout's tokens with a positive entropy shift that count as perception tokens.
             `None` drops the mask: every completion token counts (an ablation).
@@ -74,7 +74,8 @@ class CPPOConfig(GRPOConfig):
     cpl_divergence: str = field(
         default="k3",
         metadata={
-            "help": "Estimate of the divergence from the anchor to a view at the sampled token: 'k3' or 'k1'.",
+            "help": "Divergence from the anchor to a view: 'k3' or 'k1', estimates from the sampled token, or 'kl', exact "
+            "over the vocabulary.",
         },
     )
     perception_token_ratio: float | None = field(
@@ -125,11 +126,6 @@ class CPPOConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.cpl_divergence == "kl":
-            raise ValueError(
-                "cpl_divergence='kl' (the exact KL over the vocabulary) is not available yet. Use 'k3', the estimate "
-                "that the authors trained with, or 'k1'."
-            )
         for name, allowed in [
             ("cpl_divergence", DIVERGENCES),
             ("perception_score", PERCEPTION_SCORES),

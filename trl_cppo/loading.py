@@ -4,6 +4,7 @@
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -14,13 +15,15 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from trl.rewards import accuracy_reward
 
 from .dataset_checks import check_dataset
-from .rewards import think_boxed_format_reward
+from .rewards import boxed_accuracy_reward, think_boxed_format_reward
 
 DIGITS = "digits"  # the name of the embedded data set
 DEFAULT_REWARDS = {
-    "accuracy_reward": (accuracy_reward, 0.9),
+    "boxed_accuracy_reward": (boxed_accuracy_reward, 0.9),
     "think_boxed_format_reward": (think_boxed_format_reward, 0.1),
 }
+MATH_REWARDS = {"boxed_accuracy_reward": boxed_accuracy_reward, "accuracy_reward": accuracy_reward}  # need `solution`
+KNOWN_REWARDS = {**MATH_REWARDS, "think_boxed_format_reward": think_boxed_format_reward}
 
 
 def check_folder(flag: str, path: str | None) -> None:
@@ -115,20 +118,24 @@ def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] |
         `tuple[list[Callable], list[float] | None]`: the functions, and the mixture's weights or `None`.
 
     Raises:
-        `ValueError`, `ImportError`, `AttributeError`: for a name that leads nowhere.
+        `ValueError`, `ImportError`, `AttributeError`: for a name that leads nowhere, or if math-verify is missing.
     """
+    missing = importlib.util.find_spec("math_verify") is None
+    for name in (DEFAULT_REWARDS if names is None else names) if missing else ():
+        if name in MATH_REWARDS:
+            raise ImportError(f'{name} needs math-verify: pip install "trl-cppo[math]", or choose another reward.')
     if names is None:
         functions, weights = zip(*DEFAULT_REWARDS.values(), strict=True)
         return list(functions), list(weights)
     functions = []
     for name in names:
-        if name in DEFAULT_REWARDS:
-            functions.append(DEFAULT_REWARDS[name][0])
+        if name in KNOWN_REWARDS:
+            functions.append(KNOWN_REWARDS[name])
         elif "." in name:
             sys.path.insert(0, str(Path.cwd()))
             module, attribute = name.rsplit(".", 1)
             reward = getattr(importlib.import_module(module), attribute)
             functions.append(reward if inspect.iscoroutinefunction(reward) else counted(reward))
         else:
-            raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(DEFAULT_REWARDS)}, or a dotted import path.")
+            raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(KNOWN_REWARDS)}, or a dotted import path.")
     return functions, None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 PERCEPTION_SCORES = ("relative_entropy_shift", "entropy_shift")
-DIVERGENCES = ("k3", "k1")
+DIVERGENCES = ("k3", "k1", "kl")
 
 # The bounds of the authors' estimator: they keep one unlikely token from dominating a batch.
 _MAX_LOG_RATIO = 20.0
@@ -105,7 +105,7 @@ def token_divergence(anchor_logps: torch.Tensor, view_logps: torch.Tensor, diver
     elif divergence == "k1":
         estimate = -delta
     else:
-        raise ValueError(f"divergence must be one of {DIVERGENCES}, got {divergence!r}.")
+        raise ValueError(f"divergence must be 'k3' or 'k1' where only sampled tokens are known, got {divergence!r}.")
     return estimate.clamp(-_MAX_DIVERGENCE, _MAX_DIVERGENCE)
 
 
@@ -140,10 +140,25 @@ def contrastive_perception_loss(
     Raises:
         `ValueError`: for an unknown divergence or a temperature that is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
     preserved = token_divergence(logps, preserved_logps, divergence)
     removed = token_divergence(logps, removed_logps, divergence)
+    return divergence_contrast(preserved, removed, temperature)
+
+
+def divergence_contrast(preserved: torch.Tensor, removed: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
+    """
+    softplus((d⁺ − d⁻) / τ): the loss of [`contrastive_perception_loss`] from the divergences themselves.
+
+    Args:
+        preserved (`torch.Tensor`, float): d⁺, from the anchor to the information-preserving view, in nats.
+        removed (`torch.Tensor` of the same shape, float): d⁻, to the information-removing view.
+        temperature (`float`, *optional*, defaults to `0.1`): τ, in nats.
+
+    Raises:
+        `ValueError`: for a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
     return F.softplus((preserved - removed) / temperature)
 
 

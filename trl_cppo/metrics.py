@@ -7,7 +7,6 @@ Shapes: `N` gated rows, `T` completion tokens.
 
 import torch
 
-from .losses import token_divergence
 from .view_batch import ViewScores
 
 
@@ -21,10 +20,10 @@ def cpl_sums(
     scores: ViewScores,
     completion_mask: torch.Tensor,
     selected: torch.Tensor,
+    divergences: tuple[torch.Tensor, torch.Tensor],
     token_loss: torch.Tensor,
     row_loss: torch.Tensor,
     num_rows: int,
-    divergence: str,
 ) -> torch.Tensor:
     """
     Sums and counts of one micro-batch on one process.
@@ -33,17 +32,15 @@ def cpl_sums(
         scores (`ViewScores`): log-probabilities and entropies, each of shape `(N, T)`.
         completion_mask (`torch.Tensor` of shape `(N, T)`, bool): the tokens that count.
         selected (`torch.Tensor` of shape `(N, T)`, bool): the perception tokens.
+        divergences (`tuple[torch.Tensor, torch.Tensor]`, each of shape `(N, T)`, float): d⁺ and d⁻, 0 where not selected.
         token_loss (`torch.Tensor` of shape `(N, T)`, float): the CPL of each token.
         row_loss (`torch.Tensor` of shape `(N,)`, float): its mean over each row's perception tokens.
         num_rows (`int`): rows of the micro-batch, gated or not.
-        divergence (`str`): `"k3"` or `"k1"`.
 
     Returns:
         `torch.Tensor` of shape `(10,)`, float32: what [`cpl_metrics`] reads.
     """
-    anchor, preserved, removed = (logps.float().masked_fill(~selected, 0.0) for logps in scores.logps)
-    to_preserved = token_divergence(anchor, preserved, divergence)
-    to_removed = token_divergence(anchor, removed, divergence)
+    to_preserved, to_removed = divergences
     shift = (scores.removed_entropies.float() - scores.entropies.float()).masked_fill(~completion_mask, 0.0)
     sums = [
         row_loss.sum(),
@@ -57,7 +54,7 @@ def cpl_sums(
         to_removed.sum(),
         ((to_preserved < to_removed) & selected).sum(),
     ]
-    return torch.stack([value.to(anchor.device, torch.float32) for value in sums])
+    return torch.stack([value.to(selected.device, torch.float32) for value in sums])
 
 
 def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:

@@ -2,21 +2,86 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards that CPPO's authors use and TRL does not ship."""
 
-import re
+import logging
+from collections.abc import Callable
 from typing import Any
 
-_THINK_THEN_BOXED = re.compile(r"\s*<think>(?:(?!<think>).)*</think>(?:(?!</?think>).)*\\boxed\{.*\}.*", re.DOTALL)
+from .grading import is_right, last_boxed
+from .grading_client import GRADER
+
+logger = logging.getLogger(__name__)
 
 
-def think_boxed_format_reward(completions: list[list[dict[str, str]]], **kwargs: Any) -> list[float]:
+def final_text(completion: str | list[dict[str, Any]]) -> str:
+    """What the model said last: the text of a completion's last assistant message."""
+    if isinstance(completion, str):
+        return completion
+    content = next((message["content"] for message in reversed(completion) if message["role"] == "assistant"), None)
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
+def boxed_accuracy_reward(
+    completions: list[str] | list[list[dict[str, Any]]],
+    solution: list[str],
+    log_extra: Callable[[str, list], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    r"""
+    1.0 where the last `\boxed{…}` of a completion is the solution, else 0.0.
+
+    The rules are those of [`~trl_cppo.grading.is_right`]. Mathematics is compared by math-verify in a process of its
+    own, with a limit of time and of memory for each answer: an answer that overruns one counts as wrong.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
+        solution (`list[str]`): the right answers, bare or in `\boxed{}`.
+        log_extra (`Callable`, *optional*): TRL's, for the columns `solution` and `answer` of the completions table.
+        **kwargs: what TRL passes besides; not used.
+
+    Returns:
+        `list[float]`: one reward a completion, never `None`.
+
+    Raises:
+        `ImportError`: if math-verify is not installed.
+        `TypeError`: if a solution is not a string.
+    """
+    answers = [last_boxed(final_text(completion)) for completion in completions]
+    overruns = GRADER.overruns
+    rewards = [float(is_right(gold, answer, GRADER.equal)) for gold, answer in zip(solution, answers, strict=True)]
+    if GRADER.overruns > overruns:
+        logger.warning(
+            "%d answers overran the grader's limits (%g s, %d MiB) and count as wrong; %d since the start.",
+            GRADER.overruns - overruns, GRADER.seconds, GRADER.mebibytes, GRADER.overruns,
+        )  # fmt: skip
+    if log_extra is not None:
+        log_extra("solution", list(solution))
+        log_extra("answer", ["" if answer is None else answer for answer in answers])
+    return rewards
+
+
+def think_boxed_format_reward(completions: list[str] | list[list[dict[str, Any]]], **kwargs: Any) -> list[float]:
     r"""
     1.0 where a completion reads `<think>…</think>…\boxed{…}…`, with one think block at its beginning, else 0.0.
 
+    Takes time linear in the length of the text, whatever the text.
+
     Args:
-        completions (`list[list[dict[str, str]]]`): conversational completions of one assistant message.
+        completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
         **kwargs: what TRL passes besides; not used.
 
     Returns:
         `list[float]`: one reward a completion.
     """
-    return [float(_THINK_THEN_BOXED.fullmatch(message["content"]) is not None) for [message] in completions]
+    return [float(_thinks_then_boxes(final_text(completion))) for completion in completions]
+
+
+def _thinks_then_boxes(text: str) -> bool:
+    # No regular expression: one that allows any text between the marks takes quadratic time on a megabyte of \boxed{.
+    text = text.lstrip()
+    if not text.startswith("<think>"):
+        return False
+    end = text.find("</think>")
+    box = text.find("\\boxed{", end) if end >= 0 else -1
+    return box >= 0 and "<think>" not in text[len("<think>") : box] and text.find("}", box) >= 0

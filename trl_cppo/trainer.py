@@ -7,7 +7,9 @@ Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tok
 
 import inspect
 import textwrap
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,10 @@ from .completions_table import TabledGRPOTrainer
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
-from .losses import contrastive_perception_loss, masked_mean, perception_token_mask
+from .fused_head import kl_to_views, observed_head, scored_positions
+from .losses import divergence_contrast, masked_mean, perception_token_mask, token_divergence
 from .metrics import cpl_metrics, cpl_sums
+from .model_card import CardExample, write_card
 from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -38,6 +42,9 @@ class _ViewScoring:
 
     rows: list[int]
     pairs: list[ViewPair]
+    mask: torch.Tensor  # (N, T), bool: the tokens that count
+    selected: torch.Tensor | None = None  # (N, T), bool: the perception tokens
+    divergences: tuple[torch.Tensor, torch.Tensor] | None = None  # d⁺ and d⁻, each (N, T), 0 where not selected
     logps: torch.Tensor | None = None  # (B + 2N, T)
     entropies: torch.Tensor | None = None  # (B + 2N, T)
 
@@ -95,6 +102,13 @@ class CPPOTrainer(TabledGRPOTrainer):
         tools, rollout_func, environment_factory:
             As in GRPOTrainer. Images that tools and environments return get views like those of the prompt; tokens of
             tool results never count in the CPL. A rollout function's rows keep the images of the data set.
+
+    Attributes:
+        card_example ([`~trl_cppo.model_card.CardExample`], *optional*):
+            Set it to an image and a question of yours, which may be published, for the model card's quick start.
+        card_dataset (`str`, *optional*):
+            Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        created (`float`): when the trainer was made, in seconds of the epoch.
 
     Raises:
         `TypeError`: if `args` is not a CPPOConfig.
@@ -171,6 +185,9 @@ class CPPOTrainer(TabledGRPOTrainer):
             seed=args.seed,
             to_rgb=self._process_views.to_rgb,
         )
+        self.card_example: CardExample | None = None
+        self.card_dataset: str | None = None
+        self.created = time.time()
         self._view_scoring: _ViewScoring | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         if args.suppress_vision_tokens:
@@ -191,6 +208,17 @@ class CPPOTrainer(TabledGRPOTrainer):
         banned = sorted({*(self.generation_config.suppress_tokens or []), *ids})
         self.generation_config.suppress_tokens = banned
         self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
+        checkpoint and before every upload.
+        """
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            write_card(self, model_name, dataset_name)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         key = self._generation_key()
@@ -260,14 +288,33 @@ class CPPOTrainer(TabledGRPOTrainer):
         arguments = inspect.signature(score).bind(model, *args, **kwargs).arguments
         num_anchors = arguments["input_ids"].size(0)
         extended = append_view_rows(arguments, request.rows, request.pairs, self._process_views)
-        request.logps, request.entropies, *rest = score(**extended)
+        with self._exact_kl(request, extended) if self.args.cpl_divergence == "kl" else nullcontext():
+            request.logps, request.entropies, *rest = score(**extended)
         return request.logps[:num_anchors], request.entropies[:num_anchors], *rest
+
+    def _exact_kl(self, request: _ViewScoring, scoring: dict[str, Any]) -> AbstractContextManager:
+        """While this is open, the scoring forward fills in the request's divergences."""
+
+        def observe(arguments: tuple, results: tuple) -> None:
+            places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
+            anchor, preserved, removed = split_scores(places, places, request.rows).logps
+            entropies = results[1]
+            request.selected = self._select(entropies[anchor], entropies[removed], request.mask)
+            request.divergences = kl_to_views(arguments, (anchor, preserved, removed), request.selected)
+
+        return observed_head(observe)
+
+    def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
+        ratio, score = self.args.perception_token_ratio, self.args.perception_score
+        return perception_token_mask(*entropies_and_mask, ratio=ratio, score=score)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "cpl_views" not in inputs:  # cpl_coef = 0
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rows = [row for row, pair in enumerate(inputs["cpl_views"]) if pair is not None]
-        request = _ViewScoring(rows, [inputs["cpl_views"][row] for row in rows])
+        masks = _loss_mask(inputs).bool()
+        mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
+        request = _ViewScoring(rows, [inputs["cpl_views"][row] for row in rows], mask)
         self._view_scoring = request
         try:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -278,21 +325,16 @@ class CPPOTrainer(TabledGRPOTrainer):
     def _contrastive_perception_loss(self, inputs: dict[str, Any], request: _ViewScoring) -> torch.Tensor:
         """The micro-batch's share of the CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
         scores = split_scores(request.logps, request.entropies, request.rows)
-        all_masks = _loss_mask(inputs).bool()
-        mask = all_masks[torch.tensor(request.rows, dtype=torch.long, device=all_masks.device)]
-        selected = perception_token_mask(
-            scores.entropies,
-            scores.removed_entropies,
-            mask,
-            ratio=self.args.perception_token_ratio,
-            score=self.args.perception_score,
-        )
+        mask, selected, divergences = request.mask, request.selected, request.divergences
+        if divergences is None:
+            selected = self._select(scores.entropies, scores.removed_entropies, mask)
+            # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
+            anchor, *views = (tensor.masked_fill(~selected, 0.0) for tensor in scores.logps)
+            divergences = tuple(token_divergence(anchor, view, self.args.cpl_divergence) for view in views)
         self._keep_selection(inputs, request.rows, selected)
-        # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
-        logps = [tensor.masked_fill(~selected, 0.0) for tensor in scores.logps]
-        loss = contrastive_perception_loss(*logps, self.args.cpl_temperature, self.args.cpl_divergence)
+        loss = divergence_contrast(*divergences, self.args.cpl_temperature)
         row_loss = masked_mean(loss, selected, dim=1)
-        sums = cpl_sums(scores, mask, selected, loss, row_loss, len(all_masks), self.args.cpl_divergence)
+        sums = cpl_sums(scores, mask, selected, divergences, loss, row_loss, len(inputs["cpl_views"]))
         totals = self.accelerator.reduce(sums, reduction="sum")
         for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
 from .image_row import ImagelessForwards
+from .model_card import write_card
 
 _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
 
@@ -109,10 +110,13 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         # A checkpoint cut short by a full disk would be taken for the last one, and keeps the disk full.
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            # TRL leaves the checkpoint itself without a card, and PEFT puts an empty one there.
+            if self.is_world_process_zero() and folder.exists():
+                write_card(self, checkpoint=folder)
         except Exception as error:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             if self.is_world_process_zero() and folder.exists() and not _is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 error.add_note(

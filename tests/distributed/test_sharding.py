@@ -32,6 +32,8 @@ REFERENCES = [
     LORA,
     {"name": "accumulation", "accumulation": 2},
     {"name": "adamw", "optim": "adamw_torch"},
+    {"name": "kl", "divergence": "kl"},
+    {"name": "kl_lora", "divergence": "kl", "lora": True},
     *({"name": scenario, "scenario": scenario} for scenario in SCENARIOS),
     {"name": "text_only_lora", "scenario": "text_only_rank", "lora": True},
 ]
@@ -46,6 +48,8 @@ def runs_of(backend: str, full_matrix: bool) -> list[dict]:
         for kind in ("reentrant", "non_reentrant"):
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
         runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS]
+        runs += [{"name": "kl", "divergence": "kl"}]
+        runs += [{"name": "kl_lora-reentrant", "divergence": "kl", "lora": True, "checkpointing": "reentrant"}]
         runs += [{**REFERENCES[-1], "name": "text_only_lora-non_reentrant", "checkpointing": "non_reentrant"}]
     else:
         runs += [{**LORA, "name": "lora-reentrant", "checkpointing": "reentrant"}]

@@ -65,6 +65,7 @@ class Run:
     save: bool = False  # a checkpoint each step
     kill_at: int | None = None  # the step before which every process kills itself
     resume: bool = False
+    divergence: str = "k3"
     optim: str = "sgd"  # unlike Adam's, its steps show a wrongly scaled gradient
 
     @property
@@ -151,6 +152,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         max_grad_norm=1e6,  # clipping would hide a wrong scale
         optim=run.optim,
         cpl_coef=1.0,
+        cpl_divergence=run.divergence,
         save_strategy="steps" if run.save else "no",
         save_steps=1,
         **checkpointing,

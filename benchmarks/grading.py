@@ -1,0 +1,50 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What grading costs: milliseconds an answer, the start and the memory of the process that compares. Prints JSON.
+
+    python benchmarks/grading.py
+"""
+
+import json
+import random
+import time
+from pathlib import Path
+
+from trl_cppo.grading_client import GRADER
+from trl_cppo.rewards import boxed_accuracy_reward
+
+
+def timed(answers: list[str], solutions: list[str]) -> float:
+    start = time.perf_counter()
+    boxed_accuracy_reward([f"<think>a</think> \\boxed{{{answer}}}" for answer in answers], solutions)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    draw = random.Random(0)
+    pairs = [(draw.randint(2, 10**6), draw.randint(2, 99)) for _ in range(500)]
+    start = timed(["0.5"], [r"\frac{1}{2}"])
+    status = Path(f"/proc/{GRADER._process.pid}/status").read_text()
+    report = {
+        "start_of_the_process_s": round(start, 2),
+        "memory_of_the_process_mib": round(int(status.split("VmHWM:")[1].split()[0]) / 1024),
+        "ms_an_answer": {
+            "same text": timed([f"{a}" for a, _ in pairs], [f"{a}" for a, _ in pairs]) / 500 * 1000,
+            "wrong letter": timed(["B"] * 500, ["A"] * 500) / 500 * 1000,
+            "fraction for a decimal": timed([f"{a}/{4}" for a, _ in pairs], [f"{a / 4}" for a, _ in pairs])
+            / 500
+            * 1000,
+            "root": timed([f"{b}\\sqrt{{{a}}}" for a, b in pairs], [f"\\sqrt{{{a * b * b}}}" for a, b in pairs]) / 0.5,
+            "wrong number": timed([f"{a}" for a, _ in pairs], [f"{a + 1}" for a, _ in pairs]) / 500 * 1000,
+        },
+    }
+    report["ms_an_answer"] = {name: round(value, 3) for name, value in report["ms_an_answer"].items()}
+    start = time.perf_counter()
+    timed(["9^{9^{9^{9}}}"], ["1"])
+    report["answer_that_overruns_s"] = round(time.perf_counter() - start, 2)
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+
+# /// script
+# dependencies = ["trl-cppo"]
+# ///
+r"""
+Bring TIGER-Lab/ViRL39K, hiyouga/geometry3k or a data set of their columns into what CPPOTrainer and GRPOTrainer read.
+
+    python examples/prepare_dataset.py --dataset TIGER-Lab/ViRL39K --output data/virl39k \
+        --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512 --num_proc 8
+
+The output is a folder of parquet files for `load_dataset(folder)` and `examples/train_cppo.py --dataset_name folder`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from datasets.exceptions import DatasetGenerationError
+
+from trl_cppo.data import PROMPT_SUFFIX, prepare, write
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="Hub id, or local folder of the same files.")
+    parser.add_argument("--output", required=True, help="Folder to make.")
+    parser.add_argument("--split", nargs="+", help="Splits to prepare. Default: all.")
+    parser.add_argument(
+        "--model", help="Hub id or local folder of the processor that counts tokens. Default: no limit."
+    )
+    parser.add_argument("--max_prompt_length", type=int, default=512, help="Tokens, images included. Default: 512.")
+    parser.add_argument("--prompt_suffix", default=PROMPT_SUFFIX, help="Behind each question. Default: the authors'.")
+    parser.add_argument("--skip_broken", action="store_true", help="Leave out rows that cannot be used, do not stop.")
+    parser.add_argument("--num_proc", type=int, help="Processes. Default: 1.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output folder.")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    try:
+        if Path(args.output).exists() and not args.overwrite:  # known before the work, not after it
+            raise FileExistsError(f"{args.output} exists. Choose another --output, or --overwrite.")
+        if Path(args.dataset).is_dir() and Path(args.output).resolve().is_relative_to(Path(args.dataset).resolve()):
+            raise ValueError(
+                f"{args.output} is inside of {args.dataset}, which would then hold both. Choose another --output."
+            )
+        dataset, counts = prepare(
+            args.dataset,
+            args.split,
+            args.model,
+            args.max_prompt_length,
+            args.prompt_suffix,
+            args.skip_broken,
+            args.num_proc,
+        )
+        write(dataset, args.output, args.overwrite)
+    except (ValueError, OSError, DatasetGenerationError) as error:
+        sys.exit(f"prepare_dataset.py: error: {' '.join(str(error).split())}")
+    for split, reasons in counts.items():
+        dropped = [f"{count} left out ({reason})" for reason, count in reasons.items() if reason != "kept"]
+        print(f"{split}: {', '.join([f'{len(dataset[split])} rows', *dropped])}")
+    if args.model is None:
+        print("No prompt was too long, for none was measured: give --model and --max_prompt_length.")
+    print(f"Written to {args.output}.")
+
+
+if __name__ == "__main__":
+    main()

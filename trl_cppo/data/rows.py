@@ -1,0 +1,152 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""One row of a source's columns as `prompt`, `images` and `solution`, or what is wrong with it."""
+
+import functools
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image as PILImage
+from transformers import AutoProcessor, ProcessorMixin
+
+from .images import usable_bytes
+
+# The wording of the authors' preprocessing script (verl/examples/data_preprocess/virl39k.py of vbdi/cppo).
+PROMPT_SUFFIX = (
+    "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. "
+    "The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in \\boxed{}."
+)
+MARKER = "<image>"  # the place of an image in a question
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a data set: of the question, the answer, the images, and those that are kept as they are."""
+
+    question: str
+    answer: str
+    images: str
+    extras: tuple[str, ...] = ()
+
+
+LAYOUTS = {
+    "TIGER-Lab/ViRL39K": Layout(
+        "question", "answer", "image", ("qid", "category", "source", "PassRate_32BTrained", "PassRate_7BBase")
+    ),
+    "hiyouga/geometry3k": Layout("problem", "answer", "images"),
+}
+
+
+class _RowFault(Exception):
+    """Why a row cannot be used: the column, a kind that rows are counted by, and the details."""
+
+    def __init__(self, column: str, kind: str, details: Any = ""):
+        super().__init__(f"{kind}: {details}" if details != "" else kind)
+        self.column = column
+        self.kind = f"{column}: {kind}"
+
+
+def build_row(
+    example: dict[str, Any],
+    index: int,
+    layout: Layout,
+    name: str,
+    root: str,
+    model: str | None,
+    suffix: str,
+    skip_broken: bool,
+    stamps: list[str | None],
+) -> dict[str, Any]:
+    """
+    What [`prepare`] makes of one row, and why it cannot be used in `fault`, else `None`.
+
+    Args:
+        example (`dict`): the row; its embedded images are not decoded.
+        index (`int`): its place.
+        layout (`Layout`): its columns.
+        name (`str`): how errors call the data set.
+        root (`str`): the folder of images that are paths.
+        model (`str`, *optional*): the processor that counts tokens into `num_tokens`.
+        suffix (`str`): written behind the question.
+        skip_broken (`bool`): whether a fault is no error.
+        stamps (`list`): not read; what the key of the cache must hold besides.
+
+    Raises:
+        `ValueError`: naming row and column.
+    """
+    row = {"prompt": [], "images": [], "solution": "", **{c: example[c] for c in layout.extras if c in example}}
+    row |= {"fault": None} | ({"num_tokens": 0} if model else {})
+    try:
+        row["solution"] = _solution(example[layout.answer], layout)
+        row["images"] = [
+            _read_image(image, place, root, layout) for place, image in enumerate(example[layout.images] or [])
+        ]
+        row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
+        if model:
+            row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
+    except _RowFault as fault:
+        if not skip_broken:
+            raise ValueError(
+                f"Row {index} of {name}, column {fault.column!r}: {fault}. Mend it, or leave such rows out: --skip_broken."
+            ) from fault
+        row |= {"fault": fault.kind, "images": []}
+    return row
+
+
+def _solution(answer: Any, layout: Layout) -> str:
+    if not isinstance(answer, str) or not answer.strip():
+        raise _RowFault(layout.answer, "no answer", repr(answer))
+    answer = answer.strip()
+    return answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
+
+
+def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list[dict[str, Any]]:
+    if not isinstance(question, str) or not question.replace(MARKER, "").strip():
+        raise _RowFault(layout.question, "no question", repr(question))
+    texts = question.strip().split(MARKER)
+    if len(texts) == 1:  # the mark is lost, the images are not
+        texts = [""] * num_images + texts
+    if len(texts) - 1 != num_images:
+        raise _RowFault(
+            layout.question, f"other number of {MARKER} marks than of images", f"{len(texts) - 1} and {num_images}"
+        )
+    texts[-1] = f"{texts[-1].rstrip()} {suffix}".rstrip()
+    content = []
+    for place, text in enumerate(texts):
+        content += [{"type": "image", "text": None}] if place else []
+        content += [{"type": "text", "text": text}] if text else []
+    return [{"role": "user", "content": content}]
+
+
+def _read_image(image: Any, place: int, root: str, layout: Layout) -> dict[str, Any]:
+    try:
+        return {"bytes": usable_bytes(image, root), "path": None}
+    except FileNotFoundError as error:
+        raise _RowFault(layout.images, "image missing", f"image {place}, {error}") from error
+    except Exception as error:
+        message = f"image {place}, {type(error).__name__}: {error}"
+        raise _RowFault(layout.images, "image cannot be read", message) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _load_processor(model: str) -> ProcessorMixin:
+    return AutoProcessor.from_pretrained(model)
+
+
+def _count_tokens(prompt: list[dict[str, Any]], images: list[dict[str, Any]], model: str, layout: Layout) -> int:
+    processor = _load_processor(model)
+    pictures = iter([PILImage.open(io.BytesIO(image["bytes"])).convert("RGB") for image in images])
+    content = [
+        {"type": "image", "image": next(pictures)}
+        if part["type"] == "image"
+        else {"type": "text", "text": part["text"]}
+        for part in prompt[0]["content"]
+    ]
+    try:
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except ValueError as error:  # such as Qwen's on an image 200 times as wide as high
+        raise _RowFault(layout.images, "refused by the processor", error) from error
+    return len(inputs["input_ids"][0])

@@ -1,0 +1,95 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The exact KL at the perception tokens, computed where TRL's fused head computes the log-probabilities.
+
+Shapes: `B` rows of the scoring batch, `S` its length, `T` completion tokens, `N` gated rows, `M` scored positions, `H` hidden.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import trl.trainer.utils as trl_utils
+
+from .exact_kl import LogitTransform, exact_kl
+
+
+@contextmanager
+def observed_head(observe: Callable[[tuple, tuple], None]) -> Iterator[None]:
+    """
+    While this is open, call `observe(arguments, results)` of each call of TRL's fused head.
+
+    The kernel is where the hidden states meet the head: ZeRO-3 has gathered it there, FSDP2 unsharded it, autocast and
+    `cast_lm_head_to_fp32` are in force, and it is inside the model's forward, where sharded gradients have to begin.
+    """
+    kernel = trl_utils._ChunkedLogProbFunction
+
+    class Observed:
+        @staticmethod
+        def apply(*arguments: Any) -> tuple:
+            results = kernel.apply(*arguments)
+            observe(arguments, results)
+            return results
+
+    trl_utils._ChunkedLogProbFunction = Observed
+    try:
+        yield
+    finally:
+        trl_utils._ChunkedLogProbFunction = kernel
+
+
+def scored_positions(attention_mask: torch.Tensor, num_kept: int, num_scored: int) -> torch.Tensor:
+    """
+    Where each completion token stands among the positions that the fused head scores.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(B, S)`): of prompts and completions.
+        num_kept (`int`): T.
+        num_scored (`int`): M: all B · (S − 1) positions, or, on Triton devices, those of the attended completion tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, int64; without meaning where nothing is attended.
+    """
+    scored = attention_mask.bool()[:, 1:].clone()
+    scored[:, : scored.size(1) - num_kept] = False
+    if num_scored == scored.numel():
+        places = torch.arange(num_scored, device=scored.device).view_as(scored)
+    else:
+        places = (scored.flatten().cumsum(0) - 1).clamp(min=0).view_as(scored)
+    return places[:, -num_kept:]
+
+
+def kl_to_views(
+    arguments: tuple, places: tuple[torch.Tensor, torch.Tensor, torch.Tensor], selected: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    KL(anchor ‖ view) at the selected tokens, from what the fused head was given.
+
+    Args:
+        arguments (`tuple`): the arguments of the head's kernel: hidden states of shape `(M, H)`, weight, bias, targets,
+            temperature, chunk size, soft cap, logit scale, names of outputs.
+        places (`tuple` of three tensors of shape `(N, T)`, int64): where the tokens of the anchors, the preserving and the
+            removing rows stand among M.
+        selected (`torch.Tensor` of shape `(N, T)`, bool): the perception tokens.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: to the preserving and to the removing view, each of shape `(N, T)`,
+            float32, 0 where nothing is selected. Gradient flows to hidden states and head.
+    """
+    hidden, weight, bias, _, temperature, chunk_size, softcap, scale, _ = arguments
+    anchor, preserved, removed = (hidden[rows[selected]] for rows in places)
+    divergences = exact_kl(
+        anchor,
+        torch.stack([preserved, removed]),
+        weight,
+        bias,
+        LogitTransform(temperature, scale, softcap),
+        chunk_size,
+        trl_utils.maybe_gather_lm_head_ctx,
+    )
+    to_preserved, to_removed = (
+        torch.zeros(selected.shape, dtype=kl.dtype, device=kl.device).masked_scatter(selected, kl)
+        for kl in divergences
+    )
+    return to_preserved, to_removed

@@ -1,0 +1,241 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: what a trainer knows of its model.
+
+Whatever comes from a model, a data set, a path or a user is escaped: a card is shown on a public page.
+"""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
+from PIL import Image
+from trl.trainer.utils import get_callable_name, get_config_model_id
+
+from .card_results import TASK, embedded_results, results_section
+from .markdown import escape, is_hub_id, is_number, number, one_line, table
+from .quick_start import EXAMPLE_IMAGE, quick_start
+
+if TYPE_CHECKING:
+    from .trainer import CPPOTrainer
+
+_EMPTY = re.compile(r"\n{3,}")
+
+
+@dataclass(frozen=True)
+class CardExample:
+    """
+    An image and a question that the card's quick start shows. The image is saved beside the card, so choose one that
+    may be published.
+    """
+
+    image: Image.Image
+    question: str
+
+
+def write_card(
+    trainer: "CPPOTrainer",
+    model_name: str | None = None,
+    dataset_name: str | None = None,
+    checkpoint: Path | None = None,
+) -> None:
+    """
+    Write the card of the trainer's output folder, or of a checkpoint, as `README.md`: what TRL's card knows of tags and
+    trackers, and all the rest.
+
+    Args:
+        trainer (`CPPOTrainer`): after `GRPOTrainer.create_model_card` has run, on the main process.
+        model_name (`str`, *optional*): heading; defaults to the name of the output folder.
+        dataset_name (`str`, *optional*): Hub id of the training data; of anything else nothing is said. Without it:
+            `trainer.card_dataset`, or the id that `datasets` keeps.
+        checkpoint (`Path`, *optional*): the folder of a checkpoint, in place of the output folder.
+    """
+    output = Path(trainer.args.output_dir)
+    folder = checkpoint or output
+    theirs = ModelCard.load(output / "README.md")
+    name = one_line(model_name or output.resolve().name)
+    base, base_shown = _base_model(trainer)
+    dataset = dataset_name if is_hub_id(dataset_name) else trainer.card_dataset or _hub_dataset(trainer.train_dataset)
+    is_adapter = hasattr(trainer.model, "peft_config")
+    tags = [tag for tag in theirs.data.tags if trainer.args.cpl_coef > 0 or tag != "cppo"]
+    results = embedded_results(trainer.state.log_history)
+    data = ModelCardData(
+        base_model=base,
+        datasets=dataset,
+        license=_licence(trainer, base),
+        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=TASK,
+        tags=sorted(tags) if trainer.args.cpl_coef > 0 else sorted({*tags, "grpo"}),
+        model_name=name if results else None,  # a part of the results
+        eval_results=results or None,
+    )
+    if trainer.card_example is not None:
+        image = trainer.card_example.image.copy()
+        image.info = {}  # nothing of the camera and the place
+        image.save(folder / EXAMPLE_IMAGE)
+    card = ModelCard.from_template(
+        data,
+        template_str=files("trl_cppo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
+        title=escape(name),
+        origin=_origin(base_shown, is_adapter, dataset),
+        is_adapter=is_adapter,
+        quick_start=quick_start(trainer, trainer.card_example, checkpoint),
+        method=_method(trainer),
+        training_table=table(_training_facts(trainer), ["setting", "value"]),
+        last_logged=_last_logged(trainer.state.log_history),
+        plot="![Metrics over the steps of the training](training.png)" if _has_plot(trainer, folder) else "",
+        badges="\n".join(line for line in theirs.text.splitlines() if line.startswith("[<img ")),
+        results=results_section(results),
+        versions="\n".join(f"- {package} {version(package)}" for package in _packages(trainer, is_adapter)),
+        citation=trainer._paper["citation"],
+    )
+    card.content = _EMPTY.sub("\n\n", card.content).rstrip() + "\n"
+    card.save(folder / "README.md")
+
+
+# What is known of the model and the data ------------------------------------------------------------------------------
+
+
+def _has_plot(trainer: "CPPOTrainer", folder: Path) -> bool:
+    """Whether the folder has a picture of this run: one of an earlier run in the same folder shows another model."""
+    path = folder / "training.png"
+    return path.is_file() and path.stat().st_mtime >= trainer.created
+
+
+def _hub_dataset(dataset: Any) -> str | None:
+    """The Hub id that `datasets` keeps in the addresses of the files that it read."""
+    checksums = (dataset.info.download_checksums or {}) if isinstance(dataset, Dataset) else {}
+    for address in checksums:
+        match = re.match(r"hf://datasets/([^/@]+/[^/@]+)@", str(address))
+        if match:
+            return match[1]
+    return None
+
+
+def _base_model(trainer: "CPPOTrainer") -> tuple[str | None, str | None]:
+    """The base model's Hub id, and how the card calls it; of a local folder only its name, not the path."""
+    name = get_config_model_id(trainer.model.config)
+    if not name:
+        return None, None
+    cached = re.search(r"models--([^/]+?)--([^/]+)/snapshots/", name)
+    name = f"{cached[1]}/{cached[2]}" if cached else name
+    if is_hub_id(name):
+        return name, f"[{escape(name)}](https://huggingface.co/{name})"
+    return None, escape(Path(name).name)
+
+
+def _licence(trainer: "CPPOTrainer", base: str | None) -> str | None:
+    """The base model's licence, where its card is on this machine."""
+    name = get_config_model_id(trainer.model.config)
+    beside = Path(name) / "README.md" if name else None
+    if beside is None or not beside.is_file():
+        beside = try_to_load_from_cache(base, "README.md") if base else None
+    if not isinstance(beside, (str, Path)):  # a mark of the cache that the file does not exist
+        return None
+    return (metadata_load(beside) or {}).get("license")
+
+
+def _origin(base: str | None, is_adapter: bool, dataset: str | None) -> str:
+    what = "These adapters were trained" if is_adapter else "This model was trained"
+    if base:
+        what = f"{'Adapters for' if is_adapter else 'A fine-tuned version of'} {base}, trained"
+    on = f" on [{escape(dataset)}](https://huggingface.co/datasets/{dataset})" if dataset else ""
+    return f"{what} with [trl-cppo](https://pypi.org/project/trl-cppo/), on top of [TRL](https://github.com/huggingface/trl){on}."
+
+
+# How it was trained ---------------------------------------------------------------------------------------------------
+
+
+def _method(trainer: "CPPOTrainer") -> str:
+    if trainer.args.cpl_coef == 0:
+        return (
+            "Trained with GRPO ([arXiv 2402.03300](https://huggingface.co/papers/2402.03300)): the Contrastive Perception "
+            "Loss was off (`cpl_coef=0`)."
+        )
+    return (
+        f"Trained with CPPO ([{trainer._paper['title']}](https://huggingface.co/papers/{trainer._paper['id']})): GRPO plus a "
+        "contrastive loss at the tokens whose entropy rises when information is removed from the image."
+    )
+
+
+def _training_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
+    args, state = trainer.args, trainer.state
+    names = list(trainer.reward_func_names)
+    weights = trainer.reward_weights.tolist()
+    rewards = ", ".join(f"{number(weight)} · {escape(name)}" for weight, name in zip(weights, names, strict=True))
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
+    facts = [
+        ("Steps", f"{state.global_step} of {state.max_steps}"),
+        ("Rollouts a step", f"{rows} ({args.num_generations} for each prompt)"),
+        ("Rewards", rewards),
+        ("GRPO", f"loss `{args.loss_type}`, β {number(args.beta)}, temperature {number(args.temperature)}"),
+        ("Completions", f"at most {args.max_completion_length} tokens"),
+        ("Learning rate", f"{number(args.learning_rate)}, schedule `{args.lr_scheduler_type.value}`"),
+        ("Seed", str(args.seed)),
+        ("Hardware", _hardware(trainer)),
+    ]
+    return facts if args.cpl_coef == 0 else [*_cpl_facts(trainer), *facts]
+
+
+def _cpl_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
+    args, maker = trainer.args, trainer._view_maker
+    ratio = args.perception_token_ratio
+    share = (
+        "all completion tokens" if ratio is None else f"the upper {number(ratio)} of the tokens with a rising entropy"
+    )
+
+    def names(views: list[Any]) -> str:
+        return ", ".join(escape(name) for name in dict.fromkeys(map(get_callable_name, views)))
+
+    return [
+        ("λ (`cpl_coef`)", number(args.cpl_coef)),
+        ("τ (`cpl_temperature`)", number(args.cpl_temperature)),
+        ("Divergence", f"`{args.cpl_divergence}`"),
+        ("Perception tokens", f"{share}, by `{args.perception_score}`"),
+        ("Gate", "rollouts with a positive advantage" if args.gate_by_advantage else "none"),
+        ("Reduction", f"`{args.cpl_reduction}`"),
+        ("Information-preserving views", names(maker.preserving)),
+        ("Information-removing views", names(maker.removing)),
+    ]
+
+
+def _hardware(trainer: "CPPOTrainer") -> str:
+    accelerator = trainer.accelerator
+    device = f"CPU ({torch.get_num_threads()} threads)"
+    if accelerator.device.type == "cuda":
+        device = torch.cuda.get_device_name(accelerator.device)
+    count = accelerator.num_processes
+    how = "1 process" if count == 1 else f"{count} processes, {accelerator.distributed_type.value}"
+    return f"{escape(device)}, {how}, mixed precision `{accelerator.mixed_precision}`"
+
+
+def _last_logged(history: list[dict[str, Any]]) -> str:
+    """The last training metrics, and those of the last evaluation on the way."""
+    rows, seen = [], set()
+    for entry in reversed(history):
+        kind = "eval" if "eval_reward" in entry else "train" if "reward" in entry else None
+        if kind is None or kind in seen:
+            continue
+        seen.add(kind)
+        wanted = [key for key in entry if key.removeprefix("eval_") == "reward" or "cpl/" in key]
+        rows += [(f"`{key}`", number(entry[key]), entry["step"]) for key in wanted if is_number(entry[key])]
+    if not rows:
+        return ""
+    return "Logged last:\n\n" + table(rows, ["metric", "value", "step"])
+
+
+def _packages(trainer: "CPPOTrainer", is_adapter: bool) -> list[str]:
+    names = ["trl-cppo", "trl", "transformers", "torch", "datasets", "tokenizers", "accelerate"]
+    if is_adapter:
+        names.append("peft")
+    if trainer.is_deepspeed_enabled and find_spec("deepspeed") is not None:
+        names.append("deepspeed")
+    return names
