@@ -22,6 +22,7 @@ from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
 from trl_cppo import digits
+from trl_cppo.evaluation.records import Records
 from trl_cppo.losses import token_divergence
 from trl_cppo.report.__main__ import main
 from trl_cppo.report.completions import prompt_text, read_completions
@@ -107,6 +108,19 @@ def test_the_numbers_are_those_of_the_trainer(tmp_path, saved, family):
         )
         compared += 1
     assert compared >= 2
+
+
+def test_the_exact_kl_is_that_of_the_loss(saved):
+    dataset = make_rows([1, 1])
+    scorer = Scorer(saved("qwen2_5_vl"), dataset, [], cpl_divergence="kl", **VIEWS)
+    rollouts = scorer([*dataset], [0, 1], [[20, 21, 22, 23], [24, 25, 26]])
+    for place, rollout in enumerate(rollouts):
+        scores, (to_preserved, _) = rollout.scores, scorer._trainer.request.divergences
+        for token, chosen in enumerate(scores.selected):
+            value = scores.divergences_preserved[token]
+            assert value == pytest.approx(to_preserved[place, token].item()) if chosen else math.isnan(value)
+    assert any(any(rollout.scores.selected) for rollout in rollouts)
+    assert summarize(rollouts).means["removed"] > 0
 
 
 def test_the_score_is_what_ranked_the_tokens(saved):
@@ -228,19 +242,35 @@ def test_rows_are_found_by_their_prompts(tmp_path):
         (1, "x", {}),
         (0, "y", {}),
     ]
-    with pytest.raises(ValueError, match="line 0 of .* has a prompt that 0 rows .* Add a column 'row'"):
+    with pytest.raises(ValueError, match="completion 0 of .* has a prompt that 0 rows .* Add a column 'row'"):
         read_completions(str(file), dataset, 9)
+
+
+def test_the_records_of_an_evaluation_can_be_read(tmp_path):
+    records = Records(tmp_path / "evaluation.json", {"model": "m"})
+    texts = iter("abcde")
+
+    def completion(score):
+        return {"text": next(texts), "tokens": 1, "clipped": False, "score": score}
+
+    records.append([{"row": 1, "question": "q", "greedy": completion(1.0), "samples": [completion(0.0), completion(None)]},
+                    {"row": 0, "question": "q", "greedy": None, "samples": [completion(0.5)]}])  # fmt: skip
+    given = read_completions(str(records.path), make_rows([1, 1]), 9)
+    assert [(c.row, c.text, c.rewards) for c in given] == [
+        (1, "a", {"reward": 1.0}), (1, "b", {"reward": 0.0}), (1, "c", {}), (0, "d", {"reward": 0.5})
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"row": 2, "completion": "x"}, "line 0 of .* has row 2.0, but the data set has the rows 0 to 1"),
+        ({"row": 2, "completion": "x"}, "completion 0 of .* has row 2.0, but the data set has the rows 0 to 1"),
         ({"row": None, "completion": "x"}, "has row None"),
         ({"row": 0.5, "completion": "x"}, "has row 0.5"),
         ({"row": 0, "completion": [{"role": "a", "content": "x"}] * 2}, "no single message in column 'completion'"),
         ({"row": 0, "completion": 3}, "no single message in column 'completion'"),
-        ({"row": 0, "text": "x"}, "needs rows and a column 'completion'; its columns are"),
+        ({"row": 0, "text": "x"}, r"completion 0 of .* has no column 'completion', only \['row', 'text'\]"),
+        (3, "has no column 'completion', only 3"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
@@ -254,7 +284,7 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_completions(str(tmp_path / "none.jsonl"), make_rows([1]), 1)
     for name, text, message in [("a.csv", "x", "must end in"), ("a.parquet", "x", "cannot be read"),
-                                ("a.jsonl", "{", "cannot be read"), ("b.jsonl", "", "needs rows")]:  # fmt: skip
+                                ("a.jsonl", "{", "cannot be read"), ("b.jsonl", "", "holds no completion")]:  # fmt: skip
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
             read_completions(str(tmp_path / name), make_rows([1]), 1)
@@ -336,7 +366,9 @@ def test_not_a_number_does_not_break_the_page():
     row = make_row(length=3)
     row.rollouts[0].scores.logps[0], row.rollouts[0].scores.removed_entropies[1] = float("-inf"), float("nan")
     page = render([row], Settings(["m"], "d", "test", {}))
-    assert '"-inf"' in page and '"nan"' in page
+    data = re.search(r'"data-0">(.*?)</script>', page)[1]
+    [columns] = json.loads(data)["models"]
+    assert columns["logp"][0] == "-inf" and columns["hRemoved"][1] is None and columns["shift"][1] is None
 
 
 def test_images_are_bounded_and_small_ones_exact():

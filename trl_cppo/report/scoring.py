@@ -239,12 +239,16 @@ class Scorer:
         anchor, preserved, removed = scores.logps
         shift = (scores.removed_entropies - scores.entropies).clamp(min=0)
         rank = shift / (scores.removed_entropies + _SCORE_EPS)
+        if request.divergences is None:
+            divergences = [token_divergence(anchor, view, args.cpl_divergence) for view in (preserved, removed)]
+        else:  # the exact KL, which training computes for the perception tokens alone
+            divergences = [kl.masked_fill(~self._trainer.selected, math.nan) for kl in request.divergences]
         columns = {
             "preserved_logps": preserved,
             "removed_logps": removed,
             "removed_entropies": scores.removed_entropies,
-            "divergences_preserved": token_divergence(anchor, preserved, args.cpl_divergence),
-            "divergences_removed": token_divergence(anchor, removed, args.cpl_divergence),
+            "divergences_preserved": divergences[0],
+            "divergences_removed": divergences[1],
             "scores": rank if args.perception_score == "relative_entropy_shift" else shift,
             "selected": self._trainer.selected,
         }
