@@ -64,19 +64,10 @@ def write_card(
     base, base_shown = _base_model(trainer)
     dataset = dataset_name if is_hub_id(dataset_name) else trainer.card_dataset or _hub_dataset(trainer.train_dataset)
     is_adapter = hasattr(trainer.model, "peft_config")
-    tags = [tag for tag in theirs.data.tags if trainer.args.cpl_coef > 0 or tag != "cppo"]
     results = embedded_results(trainer.state.log_history)
-    data = ModelCardData(
-        base_model=base,
-        datasets=dataset,
-        license=_licence(trainer, base),
-        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag=TASK,
-        tags=sorted(tags) if trainer.args.cpl_coef > 0 else sorted({*tags, "grpo"}),
-        model_name=name if results else None,  # a part of the results
-        eval_results=results or None,
-    )
+    data = _metadata(trainer, theirs.data.tags, base, dataset, is_adapter)
+    if results:
+        data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
         image = trainer.card_example.image.copy()
         image.info = {}  # nothing of the camera and the place
@@ -99,6 +90,22 @@ def write_card(
     )
     card.content = _EMPTY.sub("\n\n", card.content).rstrip() + "\n"
     card.save(folder / "README.md")
+
+
+def _metadata(
+    trainer: "CPPOTrainer", tags: list[str], base: str | None, dataset: str | None, is_adapter: bool
+) -> ModelCardData:
+    if trainer.args.cpl_coef == 0:
+        tags = [*(tag for tag in tags if tag != "cppo"), "grpo"]
+    return ModelCardData(
+        base_model=base,
+        base_model_relation=None if base is None else "adapter" if is_adapter else "finetune",
+        datasets=dataset,
+        license=_licence(trainer, base),
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=TASK,
+        tags=sorted(tags),
+    )
 
 
 # What is known of the model and the data ------------------------------------------------------------------------------

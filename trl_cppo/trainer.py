@@ -325,16 +325,16 @@ class CPPOTrainer(TabledGRPOTrainer):
     def _contrastive_perception_loss(self, inputs: dict[str, Any], request: _ViewScoring) -> torch.Tensor:
         """The micro-batch's share of the CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
         scores = split_scores(request.logps, request.entropies, request.rows)
-        mask, selected, divergences = request.mask, request.selected, request.divergences
-        if divergences is None:
-            selected = self._select(scores.entropies, scores.removed_entropies, mask)
+        if request.divergences is None:
+            request.selected = self._select(scores.entropies, scores.removed_entropies, request.mask)
             # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
-            anchor, *views = (tensor.masked_fill(~selected, 0.0) for tensor in scores.logps)
-            divergences = tuple(token_divergence(anchor, view, self.args.cpl_divergence) for view in views)
+            anchor, *views = (tensor.masked_fill(~request.selected, 0.0) for tensor in scores.logps)
+            request.divergences = tuple(token_divergence(anchor, view, self.args.cpl_divergence) for view in views)
+        selected, divergences = request.selected, request.divergences
         self._keep_selection(inputs, request.rows, selected)
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
         row_loss = masked_mean(loss, selected, dim=1)
-        sums = cpl_sums(scores, mask, selected, divergences, loss, row_loss, len(inputs["cpl_views"]))
+        sums = cpl_sums(scores, request.mask, selected, divergences, loss, row_loss, len(inputs["cpl_views"]))
         totals = self.accelerator.reduce(sums, reduction="sum")
         for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)

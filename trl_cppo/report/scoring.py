@@ -18,7 +18,6 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..config import CPPOConfig
-from ..losses import token_divergence
 from ..token_text import TokenText, TokenTexts
 from ..trainer import CPPOTrainer
 from ..view_batch import ViewPair, split_scores
@@ -121,8 +120,9 @@ class _ScoringTrainer(CPPOTrainer):
         self.batch, self.request = inputs, request
         return super()._contrastive_perception_loss(inputs, request)
 
-    def _keep_selection(self, inputs: dict[str, Any], rows: list[int], selected: torch.Tensor) -> None:
-        self.selected = selected
+    def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
+        self.selected = super()._select(*entropies_and_mask)
+        return entropies_and_mask[-1]  # the page shows the divergences of every token
 
 
 def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -236,19 +236,15 @@ class Scorer:
             for row, length in enumerate(lengths)
         ]
         scores = split_scores(logps, entropies, request.rows)
-        anchor, preserved, removed = scores.logps
+        _, preserved, removed = scores.logps
         shift = (scores.removed_entropies - scores.entropies).clamp(min=0)
         rank = shift / (scores.removed_entropies + _SCORE_EPS)
-        if request.divergences is None:
-            divergences = [token_divergence(anchor, view, args.cpl_divergence) for view in (preserved, removed)]
-        else:  # the exact KL, which training computes for the perception tokens alone
-            divergences = [kl.masked_fill(~self._trainer.selected, math.nan) for kl in request.divergences]
         columns = {
             "preserved_logps": preserved,
             "removed_logps": removed,
             "removed_entropies": scores.removed_entropies,
-            "divergences_preserved": divergences[0],
-            "divergences_removed": divergences[1],
+            "divergences_preserved": request.divergences[0],
+            "divergences_removed": request.divergences[1],
             "scores": rank if args.perception_score == "relative_entropy_shift" else shift,
             "selected": self._trainer.selected,
         }
