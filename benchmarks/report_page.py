@@ -61,10 +61,10 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def measure(page: Page, file: Path) -> dict:
     page.goto(file.as_uri())
-    page.wait_for_selector(".tokens .t", state="attached")
     page.wait_for_timeout(500)
     times = {name: round(value) for name, value in page.evaluate(TIMES).items()}
     page.evaluate("document.getElementById('rows').scrollIntoView()")
+    page.wait_for_selector(".tokens .t", state="attached")
     page.wait_for_timeout(300)
     result = {"milliseconds": times}
     result["hover_ms"] = spread(page.evaluate(HANDLERS, "hover"))

@@ -121,6 +121,15 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """The folder of the digits model with random weights, and its processor."""
+    folder = tmp_path_factory.mktemp("model")
+    digits.build_model().save_pretrained(folder)
+    digits.build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def warm_model():
     """The folder of the warm-started digits model; trained once a machine, about two minutes."""
     return digits.warm_start(seed=0)

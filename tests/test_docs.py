@@ -64,14 +64,6 @@ PYTHON = [block for page in PAGES for block in blocks_of(page) if block.language
 
 
 @pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    digits.build_model().save_pretrained(folder)
-    digits.build_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def tiny_adapter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     get_peft_model(digits.build_model(), LoraConfig(r=2, target_modules="all-linear")).save_pretrained(folder)
@@ -100,14 +92,14 @@ def test_python_names_exist(block):
 
 
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.run], ids=str)
-def test_python_runs(block, tiny_model, tiny_adapter, tmp_path, monkeypatch):
+def test_python_runs(block, random_model, tiny_adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "PeftModel" in block.text:
         shutil.copytree(tiny_adapter, "Qwen2.5-VL-3B-CPPO")
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: make_rows([1] * 8))
     monkeypatch.setattr(trl_cppo, "CPPOConfig", functools.partial(CPPOConfig, **SMALL))
     namespace = {"__name__": "block"}
-    exec(compile(HUB_MODEL.sub(str(tiny_model), block.text), str(block), "exec"), namespace)
+    exec(compile(HUB_MODEL.sub(str(random_model), block.text), str(block), "exec"), namespace)
     if "trainer.train()" in block.text:
         assert namespace["trainer"].state.global_step == 1
 

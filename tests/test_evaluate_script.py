@@ -58,19 +58,11 @@ def error(evaluate):
     return run
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    digits.build_model().save_pretrained(folder)
-    digits.build_processor().save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def own(small_model, tmp_path):
+def own(random_model, tmp_path):
     """Arguments of a random model and a data set with text-only and multi-image rows."""
     DatasetDict({"test": make_rows([1, 2, 0, 1, 1], sizes=[(56, 56), (84, 56)])}).save_to_disk(tmp_path / "data")
-    return ["--model", small_model, "--dataset", "data", *OWN, "--output", "out.json"]
+    return ["--model", random_model, "--dataset", "data", *OWN, "--output", "out.json"]
 
 
 def results(path="out.json"):
@@ -145,7 +137,7 @@ def test_a_finished_run_is_not_done_again(own, evaluate, monkeypatch):
     assert Path("out.json").read_bytes() == before
 
 
-def test_other_settings_weights_or_data_are_not_mixed(own, evaluate, error, small_model, tmp_path):
+def test_other_settings_weights_or_data_are_not_mixed(own, evaluate, error, random_model, tmp_path):
     evaluate(*own)
     refused = error(*own, "--temperature", "0.5", "--num_rows", "3")
     assert "out.json holds results of other settings" in refused and "temperature 1.0, now 0.5" in refused
@@ -172,15 +164,15 @@ def test_other_settings_weights_or_data_are_not_mixed(own, evaluate, error, smal
     assert "weights '" in error(*own[:-2]) and (tmp_path / "trained" / "evaluation.json").exists()
 
 
-def test_an_adapter_folder_is_the_merged_model(small_model, own, evaluate, tmp_path):
-    model = AutoModelForImageTextToText.from_pretrained(small_model)
+def test_an_adapter_folder_is_the_merged_model(random_model, own, evaluate, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(random_model)
     model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     model.save_pretrained(tmp_path / "adapter")
-    base = AutoModelForImageTextToText.from_pretrained(small_model)
+    base = AutoModelForImageTextToText.from_pretrained(random_model)
     PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
     digits.build_processor().save_pretrained(tmp_path / "merged")
     texts = []
-    for name in (small_model, "adapter", "merged"):
+    for name in (random_model, "adapter", "merged"):
         own[1] = name
         evaluate(*own[:-1], f"{Path(name).name}.json")
         lines = Path(f"_{Path(name).name}.records.jsonl").read_text().splitlines()[1:]
@@ -188,10 +180,10 @@ def test_an_adapter_folder_is_the_merged_model(small_model, own, evaluate, tmp_p
     assert texts[1] == texts[2] != texts[0]
 
 
-def test_two_models_are_compared(own, evaluate, error, small_model):
+def test_two_models_are_compared(own, evaluate, error, random_model):
     evaluate(*own)
     shown = evaluate(*own[:-1], "greedy.json", "--num_samples", "0", "--seed", "5", "--compare", "out.json")
-    assert f"{small_model} against {small_model}: 5 questions" in shown
+    assert f"{random_model} against {random_model}: 5 questions" in shown
     assert "greedy    | +0.000 | +0.000 … +0.000 | 0 gained, 0 lost, McNemar p = 1" in shown
     assert results("greedy.json")["comparison"]["different_settings"] == {"num_samples": [2, 0], "seed": [0, 5]}
     assert results("greedy.json")["sampled"] is None
@@ -262,9 +254,9 @@ def test_help_lists_every_flag(evaluate, capsys):
         assert f"--{name}" in shown
 
 
-def test_the_card_beside_the_model_gets_the_results(evaluate, small_model, own, tmp_path):
+def test_the_card_beside_the_model_gets_the_results(evaluate, random_model, own, tmp_path):
     model = tmp_path / "model"
-    shutil.copytree(small_model, model)
+    shutil.copytree(random_model, model)
     (model / "README.md").write_text("---\nlicense: mit\n---\n\nA model.\n")
     own = ["--model", model, *own[2 : own.index("--output")]]
     assert "and in the card" in evaluate(*own, "--num_samples", 1)

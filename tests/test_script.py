@@ -34,14 +34,6 @@ def run(*arguments, cwd, launcher=(sys.executable,)):
 
 
 @pytest.fixture(scope="session")
-def own_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    digits.build_model().save_pretrained(folder)
-    digits.build_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def own_dataset(tmp_path_factory):
     """A local folder of the layout of a data set on the Hub."""
     folder = tmp_path_factory.mktemp("data")
@@ -75,9 +67,11 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
     assert (tmp_path / "again" / "metrics.json").read_bytes() == (output / "metrics.json").read_bytes()
 
 
-def test_own_model_and_data_with_a_config_file_adapters_and_resume(own_model, own_dataset, tmp_path):
+def test_own_model_and_data_with_a_config_file_adapters_and_resume(random_model, own_dataset, tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text(f"model_name_or_path: {own_model}\ndataset_name: {own_dataset}\ncpl_coef: 0.5\nmax_steps: 9\n")
+    config.write_text(
+        f"model_name_or_path: {random_model}\ndataset_name: {own_dataset}\ncpl_coef: 0.5\nmax_steps: 9\n"
+    )
     options = [
         "--config",
         config,
@@ -104,12 +98,12 @@ def test_own_model_and_data_with_a_config_file_adapters_and_resume(own_model, ow
     ]  # fmt: skip
 
 
-def test_a_saved_dataset_dict_and_a_reward_by_import_path(own_model, tmp_path):
+def test_a_saved_dataset_dict_and_a_reward_by_import_path(random_model, tmp_path):
     DatasetDict({"train": make_rows([1, 1]), "validation": make_rows([1])}).save_to_disk(tmp_path / "data")
     (tmp_path / "my_rewards.py").write_text(
         "def length_reward(completion_ids, **kwargs):\n    return [float(len(ids) % 3) for ids in completion_ids]\n"
     )
-    own = ["--model_name_or_path", own_model, "--dataset_name", "data", *OWN, "--output_dir", "out"]
+    own = ["--model_name_or_path", random_model, "--dataset_name", "data", *OWN, "--output_dir", "out"]
     result = run(*own, "--reward_funcs", "my_rewards.length_reward", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "rewards/length_reward/mean" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
@@ -125,9 +119,9 @@ def error_of(monkeypatch, *arguments):
     return line
 
 
-def test_errors_are_one_line_that_says_what_to_do(own_model, own_dataset, tmp_path, monkeypatch):
+def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = ["--model_name_or_path", own_model, *OWN, "--output_dir", tmp_path / "out"]
+    model = ["--model_name_or_path", random_model, *OWN, "--output_dir", tmp_path / "out"]
 
     def error(*arguments):
         return error_of(monkeypatch, *model, *arguments)
@@ -165,7 +159,7 @@ def test_help_lists_every_flag(capsys, monkeypatch):
     )
 
 
-def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tmp_path, monkeypatch):
+def test_push_to_hub_goes_through_the_hubs_own_client(random_model, own_dataset, tmp_path, monkeypatch):
     calls = []
 
     class Repository(str):
@@ -177,7 +171,7 @@ def test_push_to_hub_goes_through_the_hubs_own_client(own_model, own_dataset, tm
 
     monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Repository("url"))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    own = ["--model_name_or_path", own_model, "--dataset_name", own_dataset, *OWN, "--save_strategy", "no"]
+    own = ["--model_name_or_path", random_model, "--dataset_name", own_dataset, *OWN, "--save_strategy", "no"]
     arguments = [*own, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", "someone/out"]
     monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
     load_script("train_cppo").main()

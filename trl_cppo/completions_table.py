@@ -46,7 +46,7 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         first = self._num_tabled + self.accelerator.process_index * len(inputs)
         self._num_tabled += self.accelerator.num_processes * len(inputs)
-        self._selections = {row: kept for row, kept in self._selections.items() if row >= self._oldest_row()}
+        self._forget_old_rows()
         # A list, which TRL shuffles and splits by row.
         return {**batch, _TABLE_ROW: list(range(first, first + len(inputs)))}
 
@@ -73,11 +73,13 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
             _even_contents(self._logs["prompt"], always="wandb" in self.args.report_to)
         super().log(logs, *args, **kwargs)
 
-    def _oldest_row(self) -> int:
-        return self._num_tabled - len(self._logs["advantages"])
+    def _forget_old_rows(self) -> None:
+        oldest = self._num_tabled - len(self._logs["advantages"])  # the table keeps the latest rows
+        self._selections = {row: kept for row, kept in self._selections.items() if row >= oldest}
 
     def _fill_table(self) -> None:
         """Bring the selections of all processes into their rows of the table. A collective operation."""
+        self._forget_old_rows()  # an evaluation may have pushed a training batch out whose losses are not all done
         texts = [(row, self._selected_texts(*kept)) for row, kept in self._selections.items()]
         self._selections.clear()
         for row, row_texts in gather_object(texts):

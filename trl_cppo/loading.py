@@ -18,6 +18,7 @@ from .dataset_checks import check_dataset
 from .rewards import boxed_accuracy_reward, think_boxed_format_reward
 
 DIGITS = "digits"  # the name of the embedded data set
+_DIGITS_SPLITS = {"train": ("rl", 4000, 0), "test": ("held_out", 2000, 1)}  # what make_dataset takes
 DEFAULT_REWARDS = {
     "boxed_accuracy_reward": (boxed_accuracy_reward, 0.9),
     "think_boxed_format_reward": (think_boxed_format_reward, 0.1),
@@ -51,12 +52,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         `ValueError`: if it cannot be loaded.
     """
     if name == DIGITS:
-        from . import digits
-
-        return {
-            "train": digits.make_dataset("rl", 4000, seed=0),
-            "test": digits.make_dataset("held_out", 2000, seed=1),
-        }
+        return {split: _digits(split) for split in _DIGITS_SPLITS}
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             dataset = load_from_disk(name)
@@ -64,6 +60,12 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         return load_dataset(name, name=config, streaming=streaming)
     except (ValueError, IndexError) as error:  # what `datasets` raises where there is no row, among other things
         raise ValueError(f"{name} cannot be loaded ({error}). Check that it is a data set and has rows.") from error
+
+
+def _digits(split: str) -> Dataset:
+    from . import digits
+
+    return digits.make_dataset(*_DIGITS_SPLITS[split])
 
 
 def load_split(
@@ -79,6 +81,8 @@ def load_split(
     Raises:
         `ValueError`: if there is no such split, no row, no required column or no image.
     """
+    if name == DIGITS and split in _DIGITS_SPLITS:  # drawing the other one too would take seconds
+        return _digits(split)
     splits = load_splits(name, config, streaming)
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")

@@ -58,18 +58,14 @@ def perception_token_mask(
     Raises:
         `ValueError`: for a ratio outside (0, 1] or an unknown score.
     """
-    if score not in PERCEPTION_SCORES:
-        raise ValueError(f"score must be one of {PERCEPTION_SCORES}, got {score!r}.")
+    _check_score(score)
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"ratio must be None or lie in (0, 1], got {ratio}.")
     completion_mask = completion_mask.bool()
     if ratio is None:
         return completion_mask
-    removed_entropies = at_least_float32(removed_entropies)
-    shift = removed_entropies - at_least_float32(entropies)
-    candidates = completion_mask & (shift > 0)
-    values = shift / (removed_entropies + _ENTROPY_EPS) if score == "relative_entropy_shift" else shift
-    values = values.masked_fill(~candidates, -torch.inf)
+    candidates = completion_mask & (at_least_float32(removed_entropies) > at_least_float32(entropies))
+    values = token_scores(entropies, removed_entropies, score).masked_fill(~candidates, -torch.inf)
 
     length = values.size(1)
     if length == 0:
@@ -79,6 +75,27 @@ def perception_token_mask(
     rank = kept[candidates.sum(dim=1)]
     threshold = values.sort(dim=1, descending=True).values.gather(1, rank.unsqueeze(1) - 1)
     return candidates & (values >= threshold)
+
+
+@torch.no_grad()
+def token_scores(
+    entropies: torch.Tensor, removed_entropies: torch.Tensor, score: str = "relative_entropy_shift"
+) -> torch.Tensor:
+    """
+    What ranks the tokens in [`perception_token_mask`], which describes the arguments: not negative, of shape `(B, T)`.
+
+    Raises:
+        `ValueError`: for an unknown score.
+    """
+    _check_score(score)
+    removed_entropies = at_least_float32(removed_entropies)
+    shift = (removed_entropies - at_least_float32(entropies)).clamp(min=0)
+    return shift / (removed_entropies + _ENTROPY_EPS) if score == "relative_entropy_shift" else shift
+
+
+def _check_score(score: str) -> None:
+    if score not in PERCEPTION_SCORES:
+        raise ValueError(f"score must be one of {PERCEPTION_SCORES}, got {score!r}.")
 
 
 def token_divergence(anchor_logps: torch.Tensor, view_logps: torch.Tensor, divergence: str = "k3") -> torch.Tensor:

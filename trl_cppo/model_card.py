@@ -23,7 +23,7 @@ from transformers.utils import logging
 from trl.trainer.utils import get_callable_name
 
 from .card_results import TASK, embedded_results, evaluation_results, results_section
-from .card_sources import find_base_model, hub_dataset
+from .card_sources import BaseModel, find_base_model, hub_dataset
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .quick_start import EXAMPLE_IMAGE, quick_start
 
@@ -82,19 +82,10 @@ def write_card(
         trainer.card_dataset = dataset_name  # later cards of this trainer are not told
     dataset = trainer.card_dataset or hub_dataset(trainer.train_dataset)
     is_adapter = hasattr(trainer.model, "peft_config")
-    tags = [tag for tag in theirs.data.tags if trainer.args.cpl_coef > 0 or tag != "cppo"]
     results = _results(trainer, folder)
-    data = ModelCardData(
-        base_model=base.hub_id,
-        datasets=dataset,
-        **base.licence,
-        base_model_relation=None if base.hub_id is None else "adapter" if is_adapter else "finetune",
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag=TASK,
-        tags=sorted(tags) if trainer.args.cpl_coef > 0 else sorted({*tags, "grpo"}),
-        model_name=name if results else None,  # a part of the results
-        eval_results=results or None,
-    )
+    data = _metadata(trainer, theirs.data.tags, base, dataset, is_adapter)
+    if results:
+        data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
         image = trainer.card_example.image.copy()
         image.info = {}  # nothing of the camera and the place
@@ -119,6 +110,22 @@ def write_card(
     )
     card.content = _EMPTY.sub("\n\n", card.content).rstrip() + "\n"
     card.save(folder / "README.md")
+
+
+def _metadata(
+    trainer: "CPPOTrainer", tags: list[str], base: BaseModel, dataset: str | None, is_adapter: bool
+) -> ModelCardData:
+    if trainer.args.cpl_coef == 0:
+        tags = [*(tag for tag in tags if tag != "cppo"), "grpo"]
+    return ModelCardData(
+        base_model=base.hub_id,
+        base_model_relation=None if base.hub_id is None else "adapter" if is_adapter else "finetune",
+        datasets=dataset,
+        **base.licence,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=TASK,
+        tags=sorted(tags),
+    )
 
 
 # What is known of the model and the data ------------------------------------------------------------------------------

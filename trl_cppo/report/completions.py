@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Completions that were written elsewhere: TRL's tables of completions, evaluation records, a file of one's own."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,35 +32,48 @@ def read_completions(path: str, dataset: Dataset, num_rows: int) -> list[GivenCo
 
     The column `completion` holds a text or one assistant message. A column `dataset_row` or `row` says which row of the
     data set it answers; without one, the `prompt` is looked up. The other columns of numbers are rewards, but for
-    `advantage`, `step` and `sample`.
+    `advantage`, `step` and `sample`. The records of `examples/evaluate.py` are read too.
 
     Args:
         path (`str`): ends in `.parquet`, `.jsonl` or `.json`; such as the files that TRL's `log_completions` writes.
         dataset ([`~datasets.Dataset`]): the data set that was answered.
-        num_rows (`int`): how many lines to read.
+        num_rows (`int`): how many completions to read.
 
     Raises:
         `ValueError`: naming file, line and column, for what cannot be used.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"--completions: there is no file {path}.")
-    if file.suffix not in (".parquet", ".jsonl", ".json"):
-        raise ValueError(f"--completions: {path} must end in .parquet, .jsonl or .json (one object a line).")
+    lines = [entry for line in _read_lines(Path(path)) for entry in _entries(line)][:num_rows]
+    if not lines:
+        raise ValueError(f"--completions: {path} holds no completion.")
+    by_number = isinstance(lines[0], dict) and not lines[0].keys().isdisjoint((DATASET_ROW, "row"))
+    places = _Places(dataset, by_number)
     try:
-        table = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_json(file, lines=True, dtype=False)
-    except Exception as error:  # pyarrow and pandas raise what they like
-        raise ValueError(f"--completions: {path} cannot be read: {error}") from error
-    if "completion" not in table.columns or table.empty:
-        raise ValueError(
-            f"--completions: {path} needs rows and a column 'completion'; its columns are {list(table.columns)}."
-        )
-    lines = table.head(num_rows).to_dict("records")
-    places = _Places(dataset, any(key in table.columns for key in (DATASET_ROW, "row")))
-    try:
-        return [_given(line, places, f"line {number} of {path}") for number, line in enumerate(lines)]
+        return [_given(line, places, f"completion {number} of {path}") for number, line in enumerate(lines)]
     except ValueError as error:
         raise ValueError(f"--completions: {error}") from error
+
+
+def _read_lines(file: Path) -> list[Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"--completions: there is no file {file}.")
+    if file.suffix not in (".parquet", ".jsonl", ".json"):
+        raise ValueError(f"--completions: {file} must end in .parquet, .jsonl or .json (one object a line).")
+    try:
+        if file.suffix == ".parquet":
+            return pd.read_parquet(file).to_dict("records")
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except Exception as error:  # pyarrow raises what it likes
+        raise ValueError(f"--completions: {file} cannot be read: {error}") from error
+
+
+def _entries(line: Any) -> list[Any]:
+    """A line itself; of a file of evaluation records, which begins with their settings, one entry a completion."""
+    if not isinstance(line, dict) or "completion" in line:
+        return [line]
+    if "samples" not in line:
+        return [] if set(line) == {"settings"} else [line]
+    completions = [line["greedy"]] * (line["greedy"] is not None) + line["samples"]
+    return [{"row": line["row"], "completion": found["text"], "reward": found["score"]} for found in completions]
 
 
 class _Places:
@@ -88,6 +102,8 @@ class _Places:
 
 def _given(line: dict[str, Any], places: _Places, name: str) -> GivenCompletion:
     try:
+        if not isinstance(line, dict) or "completion" not in line:
+            raise ValueError(f"has no column 'completion', only {list(line) if isinstance(line, dict) else line!r}.")
         rewards = {key: _number(value) for key, value in line.items() if key not in _NO_REWARD}
         return GivenCompletion(
             row=places(line),
@@ -100,7 +116,7 @@ def _given(line: dict[str, Any], places: _Places, name: str) -> GivenCompletion:
 
 
 def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not math.isnan(value)
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
     return float(value) if is_number else None
 
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,10 +224,12 @@ def _columns(scores: TokenScores) -> dict[str, Any]:
     return rounded
 
 
-def _round(value: float) -> float | str:
+def _round(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return str(value)  # JSON has no such number
     rounded = float(f"{value:.{_DIGITS}g}")
-    if rounded != rounded or rounded in (float("inf"), float("-inf")):
-        return str(rounded)  # JSON has no such numbers
     return int(rounded) if rounded == int(rounded) else rounded
 
 

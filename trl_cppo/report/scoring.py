@@ -18,13 +18,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..config import CPPOConfig
+from ..losses import token_scores
 from ..token_text import TokenText, TokenTexts
 from ..trainer import CPPOTrainer
 from ..view_batch import ViewPair, split_scores
 from ..view_maker import ViewMaker
 from ..views import View
-
-_SCORE_EPS = 1e-6  # as in losses.perception_token_mask
 
 
 @dataclass(frozen=True)
@@ -237,15 +236,13 @@ class Scorer:
         ]
         scores = split_scores(logps, entropies, request.rows)
         _, preserved, removed = scores.logps
-        shift = (scores.removed_entropies - scores.entropies).clamp(min=0)
-        rank = shift / (scores.removed_entropies + _SCORE_EPS)
         columns = {
             "preserved_logps": preserved,
             "removed_logps": removed,
             "removed_entropies": scores.removed_entropies,
             "divergences_preserved": request.divergences[0],
             "divergences_removed": request.divergences[1],
-            "scores": rank if args.perception_score == "relative_entropy_shift" else shift,
+            "scores": token_scores(scores.entropies, scores.removed_entropies, args.perception_score),
             "selected": self._trainer.selected,
         }
         for place, row in enumerate(request.rows):

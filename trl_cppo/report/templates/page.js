@@ -82,7 +82,7 @@
       const term = document.createElement("dt");
       const value = document.createElement("dd");
       term.textContent = label;
-      value.textContent = String(scores[name][place]).replace("-", "−");
+      value.textContent = scores[name][place] === null ? "–" : String(scores[name][place]).replace("-", "−");
       value.dataset.field = name;
       pair.append(term, value);
       list.append(pair);
