@@ -83,7 +83,7 @@ def write_card(
     dataset = trainer.card_dataset or hub_dataset(trainer.train_dataset)
     is_adapter = hasattr(trainer.model, "peft_config")
     results = _results(trainer, folder)
-    data = _metadata(trainer, theirs.data.tags, base, dataset, is_adapter)
+    data = _metadata(trainer, theirs.data.tags or [], base, dataset, is_adapter)
     if results:
         data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
