@@ -143,7 +143,7 @@ def test_card_attributes(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.create_model_card(dataset_name="digits")
     card = (tmp_path / "README.md").read_text()
-    assert "- cppo" in card and "trained with CPPO" in card and "huggingface.co/papers/2601.00501" in card
+    assert "- cppo" in card and "Trained with CPPO" in card and "huggingface.co/papers/2601.00501" in card
     assert "{CPPO: Contrastive Perception for Vision Language Policy Optimization}" in card
 
 
