@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from tqdm import tqdm
@@ -265,8 +266,12 @@ def finish(job: Job, seconds: float) -> None:
     write(job.output, to_json(result))
     folder = Path(job.settings["model"])
     has_card = (folder / "README.md").is_file() and job.output.parent == folder
-    if has_card:
-        add_evaluation(folder, result)
+    try:
+        if has_card:
+            add_evaluation(folder, result)
+    except (ValueError, yaml.YAMLError) as error:
+        has_card = False
+        print(f"{folder / 'README.md'} is left as it is, for it cannot be read: {' '.join(str(error).split())}")
     print(table(result))
     if job.compare_with is not None:
         print(f"\n{comparison_table(result['comparison'])}")

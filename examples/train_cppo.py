@@ -39,7 +39,7 @@ from trl_cppo import CPPOConfig, CPPOTrainer
 from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split
 from trl_cppo.markdown import is_hub_id
 from trl_cppo.model_card import CardExample
-from trl_cppo.plotting import metric_history, plot_training
+from trl_cppo.plotting import metric_history
 from trl_cppo.rewards import think_boxed_format_reward
 
 DIGITS_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
@@ -75,7 +75,6 @@ class Job:
     reward_funcs: list[Any]
     reward_weights: list[float] | None
     callbacks: list[TrainerCallback]
-    title: str
     card_example: CardExample | None = None
 
 
@@ -116,8 +115,7 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
     )
     train_dataset = load(script_args.dataset_train_split)
     eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None
-    title = f"CPPO: {model_args.model_name_or_path} on {script_args.dataset_name}"
-    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [], title)
+    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [])
 
 
 def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> Job:
@@ -133,7 +131,6 @@ def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> J
         reward_funcs=[digits.sum_reward, think_boxed_format_reward],
         reward_weights=[0.9, 0.1],
         callbacks=[digits.HeldOutAccuracy(held_out, every=script_args.eval_every)],
-        title="CPPO: a tiny Qwen2.5-VL adds handwritten digits",
         card_example=CardExample(held_out[0]["image"], digits.task.PROMPT),
     )
 
@@ -147,8 +144,8 @@ def model_init_kwargs(training_args: CPPOConfig, model_args: ModelConfig) -> dic
     }
 
 
-def write_report(trainer: CPPOTrainer, title: str) -> None:
-    """`metrics.json` and `training.png` into the output folder. No clock is in them: equal runs give equal files."""
+def write_metrics(trainer: CPPOTrainer) -> None:
+    """`metrics.json` into the output folder. No clock is in it: equal runs give equal files."""
     args = trainer.args
     history = metric_history(trainer.state.log_history)
     settings = ["seed", "max_steps", "learning_rate", "num_generations", "cpl_coef", "cpl_temperature"]
@@ -164,10 +161,6 @@ def write_report(trainer: CPPOTrainer, title: str) -> None:
         report["held_out_accuracy"] = {"before": values[0], "after": values[-1]}
     output = Path(args.output_dir)
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    if find_spec("matplotlib") is None:
-        trainer.accelerator.print('No training.png: it needs matplotlib, pip install "trl-cppo[digits]".')
-    elif history:
-        plot_training(history, output / "training.png", title)
 
 
 def stop(error: Exception) -> NoReturn:
@@ -212,9 +205,12 @@ def main() -> None:
 
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
-        write_report(trainer, job.title)
+        write_metrics(trainer)
     trainer.create_model_card(model_name=Path(training_args.output_dir).name)
-    trainer.accelerator.print(f"Model, card, metrics.json and training.png are in {training_args.output_dir}.")
+    shown = "metrics.json and training.png"
+    if find_spec("matplotlib") is None:
+        shown = 'metrics.json (no training.png: it needs matplotlib, pip install "trl-cppo[digits]")'
+    trainer.accelerator.print(f"Model, card, {shown} are in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
     trainer.end()

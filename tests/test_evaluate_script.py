@@ -268,3 +268,12 @@ def test_the_card_beside_the_model_gets_the_results(evaluate, random_model, own,
     elsewhere = card.content
     evaluate(*own, "--num_samples", 2, "--output", "other.json")  # not beside the model
     assert (model / "README.md").read_text() == elsewhere
+
+
+def test_a_card_that_cannot_be_read_is_left_alone(evaluate, random_model, own, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(random_model, model)
+    (model / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert "is left as it is" in evaluate("--model", model, *own[2 : own.index("--output")], "--num_samples", 1)
+    assert (model / "README.md").read_text() == "---\nlicense: [mit\n---\n"
+    assert results(model / "evaluation.json")["num_questions"] == 5

@@ -5,6 +5,7 @@
 import pytest
 import torch
 
+import trl_cppo.exact_kl as exact_kl_module
 from trl_cppo.exact_kl import LogitTransform, exact_kl
 from trl_cppo.fused_head import scored_positions
 
@@ -112,3 +113,15 @@ def test_the_place_of_each_completion_token_among_those_that_the_head_scores(com
     tokens = scored[places]
     attended = attention[:, -keep:].bool()
     assert tokens[attended].tolist() == torch.arange(18).view(3, 6)[:, -keep:][attended].tolist()
+
+
+def test_no_tile_grows_with_tokens_and_vocabulary(monkeypatch):
+    sizes = []
+    tile = exact_kl_module._tile
+    monkeypatch.setattr(exact_kl_module, "_MAX_TILE", 300)
+    monkeypatch.setattr(exact_kl_module, "_tile", lambda *args: sizes.append(tile(*args)) or sizes[-1])
+    inputs = draw(tokens=20, vocabulary=50)
+    kl = exact_kl(*inputs, chunk_size=1000)
+    kl.sum().backward()
+    assert max(logits.numel() for logits in sizes) <= 300
+    torch.testing.assert_close(kl, by_definition(*inputs), atol=1e-12, rtol=1e-12)

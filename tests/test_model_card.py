@@ -23,7 +23,7 @@ from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
 from trl_cppo import digits, get_view
-from trl_cppo.card_results import add_evaluation
+from trl_cppo.card_results import _RESULTS, add_evaluation
 from trl_cppo.card_sources import find_base_model
 from trl_cppo.markdown import escape
 from trl_cppo.model_card import CardExample
@@ -150,11 +150,12 @@ def test_base_model_data_set_and_licence_where_they_are_known(tmp_path):
 def test_a_picture_of_an_earlier_run_in_the_same_folder_is_not_shown(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "training.png").touch()
-    os.utime(tmp_path / "out" / "training.png", (1, 1))
     trainer = make_trainer(tmp_path / "out")
     assert "training.png" not in write(trainer).text
-    (tmp_path / "out" / "training.png").touch()
+    trainer.state.log_history += [{"step": step, "reward": step / 10} for step in (1, 2)]
     assert "(training.png)" in write(trainer).text
+    with Image.open(tmp_path / "out" / "training.png") as drawn:
+        assert min(drawn.size) > 300
 
 
 def test_the_example_image_tells_nothing_of_its_camera(warm):
@@ -202,6 +203,21 @@ def test_an_evaluation_goes_into_table_and_metadata_once(tmp_path):
     }  # fmt: skip
     assert "| someone/questions (test) | accuracy, greedy | 0.8 | 0.66–0.785 | questions 200" in card.text
     assert "| someone/questions (test) | avg@4 | 0.61 | 0.55–0.67 |" in card.text and "spread 0.0123" in card.text
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_deleted_mark_costs_nothing_of_the_card(tmp_path, which):
+    write(make_trainer(tmp_path / "out"))
+    path = tmp_path / "out" / "README.md"
+    start, table, end = path.read_text().split(_RESULTS)
+    path.write_text(start + table + _RESULTS + end if which == 0 else start + _RESULTS + table + end)
+    add_evaluation(tmp_path / "out", EVALUATION)
+    text = path.read_text()
+    assert all(heading in text for heading in ("## Citations", "## Framework versions", "## Results", "| avg@4 |"))
+
+
+def test_a_name_on_the_hub_without_an_upload_by_the_trainer(tmp_path):
+    assert "model_id = 'someone/model'\n" in write(make_trainer(tmp_path / "out", hub_model_id="someone/model")).text
 
 
 def test_an_evaluation_of_a_card_that_is_not_ours(tmp_path):
@@ -352,6 +368,8 @@ def test_the_name_and_the_link_of_a_licence(local_base):
     assert find_base_model(config).licence == {**named, "license_link": "https://example.org/L"}
     (local_base / "README.md").write_text(f"---\n{licence.format('LICENSE')}\n---\n")
     assert find_base_model(config).licence == named  # whose file that is, is not known
+    (local_base / "README.md").write_text("---\nlicense_name: research\n---\n")
+    assert find_base_model(config).licence == named
 
 
 def test_an_evaluation_counts_for_the_weights_that_it_was_made_of(tmp_path):

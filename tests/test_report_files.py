@@ -16,8 +16,9 @@ from conftest import make_rows, make_trainer
 from PIL import Image as PILImage
 from report_rows import make_row, make_scores, make_views
 
-from trl_cppo import digits
+from trl_cppo import CPPOConfig, digits
 from trl_cppo.evaluation.records import Records
+from trl_cppo.loading import load_split
 from trl_cppo.report.__main__ import main
 from trl_cppo.report.completions import prompt_text, read_completions
 from trl_cppo.report.page import Settings, _safe_json, data_uri, render, visible
@@ -40,6 +41,28 @@ def test_a_table_that_training_wrote_can_be_read(tmp_path):
         assert completion.row == line["dataset_row"] and completion.text == line["completion"][0]["content"]
         assert completion.rewards == {"hash_reward": line["hash_reward"]}
         assert completion.advantage == pytest.approx(line["advantage"])
+
+
+def test_a_line_of_another_row_is_refused(tmp_path):
+    dataset = make_rows([1, 1]).map(lambda _, i: {"prompt": [{"role": "user", "content": f"q{i}"}]}, with_indices=True)
+    file = tmp_path / "c.jsonl"
+    parts = [{"type": "image"}, {"type": "text", "text": "q1"}]
+    for prompt in ("q1", "[IMAGE] q1", [{"role": "user", "content": parts}]):
+        file.write_text(json.dumps({"row": 1, "prompt": prompt, "completion": "x"}))
+        assert [given.row for given in read_completions(str(file), dataset, 9)] == [1]
+    file.write_text(json.dumps({"row": 0, "prompt": "q1", "completion": "x"}))
+    with pytest.raises(ValueError, match="completion 0 .* has another prompt than row 0"):
+        read_completions(str(file), dataset, 9)
+    file.write_text('{"row": 1e999, "completion": "x"}')
+    with pytest.raises(ValueError, match="has row inf"):
+        read_completions(str(file), dataset, 9)
+
+
+def test_the_digits_of_a_report_are_those_of_a_run_with_the_default_seed():
+    trained_on = digits.make_dataset("rl", 4000, seed=CPPOConfig("out", bf16=False, use_cpu=True).seed)
+    shown = load_split("digits", "train")
+    assert shown["solution"][:] == trained_on["solution"][:]
+    assert shown[1830]["image"].tobytes() == trained_on[1830]["image"].tobytes()
 
 
 def test_rows_are_found_by_their_prompts(tmp_path):

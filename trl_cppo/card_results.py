@@ -98,7 +98,8 @@ def results_section(results: list[EvalResult]) -> str:
             for key, value in details.items()
         )
         where = f"{escape(result.dataset_name)} ({escape(result.dataset_split)})"
-        rows.append((where, escape(result.metric_name), number(result.metric_value), interval, how))
+        shown = number(result.metric_value) if is_number(result.metric_value) else escape(result.metric_value)
+        rows.append((where, escape(result.metric_name or result.metric_type), shown, interval, how))
     shown = table(rows, ["data", "metric", "value", "95 % interval", "how"])
     section = f"## Results\n\n{shown}\n" if rows else ""
     return f"{_RESULTS}\n{section}{_RESULTS}"
@@ -129,6 +130,8 @@ def add_evaluation(folder: str | os.PathLike, evaluation: dict[str, Any]) -> Non
     card.data.eval_results = [*kept, *new]
     section = results_section(card.data.eval_results)
     before, marked, rest = card.text.partition(_RESULTS)
-    after = rest.partition(_RESULTS)[2] if marked else ""
+    _, closed, after = rest.partition(_RESULTS)
+    if not (marked and closed):  # somebody deleted a mark: nothing says where the old table ends
+        before, after = card.text.replace(_RESULTS, ""), ""
     card.text = f"{before.rstrip()}\n\n{section}\n\n{after.lstrip()}".rstrip() + "\n"
     card.save(path)

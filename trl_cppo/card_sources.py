@@ -74,7 +74,7 @@ def _licence(metadata: dict[str, Any], hub_id: str | None) -> dict[str, str]:
         del licence["license_link"]
         if hub_id is not None:
             licence["license_link"] = f"https://huggingface.co/{hub_id}/blob/main/{quote(file)}"
-    return licence if "license" in licence else {}
+    return {"license": "other", **licence} if licence else {}
 
 
 def hub_dataset(dataset: Any) -> str | None:

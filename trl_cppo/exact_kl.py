@@ -14,6 +14,8 @@ import torch
 
 from .losses import at_least_float32
 
+_MAX_TILE = 2**26  # logits, 256 MiB in float32: with many tokens a tile has fewer columns
+
 
 @dataclass(frozen=True)
 class LogitTransform:
@@ -60,7 +62,8 @@ def exact_kl(
         views (`torch.Tensor` of shape `(K, N, H)`): hidden states of the same tokens with each view.
         weight (`torch.Tensor` of shape `(V, H)`), bias (`torch.Tensor` of shape `(V,)`, *optional*): the head's.
         transform (`LogitTransform`, *optional*): from the head's output to the logits; defaults to none.
-        chunk_size (`int`, *optional*, defaults to `8192`): columns of logits that exist at a time.
+        chunk_size (`int`, *optional*, defaults to `8192`): columns of logits that exist at a time; fewer where there are many
+            tokens.
         gather (`Callable`, *optional*): called with weight and bias in the backward, a context in which they are whole,
             for a head that ZeRO-3 partitions. The caller sees to the forward.
 
@@ -69,6 +72,7 @@ def exact_kl(
             products are made in autocast's dtype where it is on, else in that of `anchor`.
     """
     hidden = torch.cat([anchor[None], views])
+    chunk_size = max(1, min(chunk_size, _MAX_TILE // max(1, hidden.shape[:2].numel())))
     return _ExactKL.apply(hidden, weight, bias, transform or LogitTransform(), chunk_size, gather)
 
 

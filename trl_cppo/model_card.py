@@ -25,6 +25,7 @@ from trl.trainer.utils import get_callable_name
 from .card_results import TASK, embedded_results, evaluation_results, results_section
 from .card_sources import BaseModel, find_base_model, hub_dataset
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
+from .plotting import metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
 
 if TYPE_CHECKING:
@@ -100,9 +101,7 @@ def write_card(
         method=_method(trainer),
         training_table=table(_training_facts(trainer), ["setting", "value"]),
         last_logged=_last_logged(trainer.state.log_history),
-        plot="![Metrics over the steps of the training](training.png)"
-        if _is_of_these_weights(trainer, folder / "training.png")
-        else "",
+        plot=_plot(trainer, folder, name),
         badges="\n".join(line for line in theirs.text.splitlines() if line.startswith("[<img ")),
         results=results_section(results),
         versions="\n".join(f"- {package} {version(package)}" for package in _packages(trainer, is_adapter)),
@@ -129,6 +128,16 @@ def _metadata(
 
 
 # What is known of the model and the data ------------------------------------------------------------------------------
+
+
+def _plot(trainer: "CPPOTrainer", folder: Path, name: str) -> str:
+    """Draw the picture of the training into the folder, where matplotlib is installed and something was logged."""
+    history = metric_history(trainer.state.log_history)
+    if not history or find_spec("matplotlib") is None:
+        return ""
+    method = "GRPO" if trainer.args.cpl_coef == 0 else "CPPO"
+    plot_training(history, folder / "training.png", f"{method}: {name}")
+    return "![Metrics over the steps of the training](training.png)"
 
 
 def _is_of_these_weights(trainer: "CPPOTrainer", path: Path) -> bool:

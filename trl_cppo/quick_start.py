@@ -83,7 +83,7 @@ def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoin
         pil="Image, ImageDraw" if example is None else "Image",
         model_id=ascii(on_hub or local),
         subfolder=f", subfolder={ascii(subfolder)}" if on_hub and subfolder else "",
-        comment="" if on_hub else "  # the folder, seen from the one that holds it",
+        comment="" if on_hub else "  # a local folder",
         image=image,
         question=ascii(question),
         max_new_tokens=args.max_completion_length,

@@ -4,6 +4,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class _Places:
     """Finds the data set row that a line answers."""
 
     def __init__(self, dataset: Dataset, by_number: bool):
+        self._dataset = dataset.select_columns(["prompt"])
         self._size = len(dataset)
         self._by_number = by_number
         self._by_prompt: dict[str, list[int]] = {}
@@ -89,8 +91,17 @@ class _Places:
     def __call__(self, line: dict[str, Any]) -> int:
         if self._by_number:
             row = _number(line.get(DATASET_ROW, line.get("row")))
-            if row is None or row != int(row) or not 0 <= row < self._size:
+            if row is None or not 0 <= row < self._size or row != int(row):
                 raise ValueError(f"has row {row}, but the data set has the rows 0 to {self._size - 1}. Check --split.")
+            if line.get("prompt") is not None:
+                shown, own = (
+                    _bare(prompt_text(prompt)) for prompt in (line["prompt"], self._dataset[int(row)]["prompt"])
+                )
+                if shown != own:
+                    raise ValueError(
+                        f"has another prompt than row {int(row)} of the data set: {shown[:60]!r}, not {own[:60]!r}. It is of "
+                        "another split, or of a data set that was shuffled or filtered since."
+                    )
             return int(row)
         rows = self._by_prompt.get(prompt_text(line.get("prompt")), [])
         if len(rows) != 1:
@@ -98,6 +109,11 @@ class _Places:
                 f"has a prompt that {len(rows)} rows of the data set have. Add a column 'row' with its place in it."
             )
         return rows[0]
+
+
+def _bare(text: str) -> str:
+    """A prompt's text without white space and without what the completions table writes for images."""
+    return "".join(re.sub(r"\[(IMAGE|VIDEO)\]|<image>", "", text).split())
 
 
 def _given(line: dict[str, Any], places: _Places, name: str) -> GivenCompletion:
