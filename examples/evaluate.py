@@ -118,7 +118,9 @@ class EvaluationArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Leave GPUs alone."})
 
     def __post_init__(self) -> None:
-        self.model = self.model and os.path.expanduser(self.model).rstrip("/")  # model and model/ are one
+        self.model = self.model and os.path.expanduser(self.model).rstrip("/")
+        if self.model and os.path.isdir(self.model):
+            self.model = os.path.normpath(self.model)  # model, model/ and ./model are one
         for name, lowest in [("num_rows", 1), ("num_samples", 0), ("batch_size", 1), ("seed", 0)]:
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -258,25 +260,30 @@ def run(job: Job, args: EvaluationArguments, state: PartialState) -> None:
 
 
 def finish(job: Job, seconds: float) -> None:
-    """Write the results and show them."""
+    """Write the results and show them; compare last, for a comparison may be refused."""
     job.records.merge()
     result = summarize(list(job.records.read().values()), job.settings)
+    write(job.output, to_json(result))
+    card = " and in the model's card" if update_card(job, result) else ""
+    print(table(result))
+    print(f"\nResults are in {job.output}{card}, completions in {job.records.path}; {seconds:.0f} s.")
     if job.compare_with is not None:
         result["comparison"] = compare(job.compare_with, result)
-    write(job.output, to_json(result))
-    folder = Path(job.settings["model"])
-    has_card = (folder / "README.md").is_file() and job.output.parent == folder
-    try:
-        if has_card:
-            add_evaluation(folder, result)
-    except (ValueError, yaml.YAMLError) as error:
-        has_card = False
-        print(f"{folder / 'README.md'} is left as it is, for it cannot be read: {' '.join(str(error).split())}")
-    print(table(result))
-    if job.compare_with is not None:
+        write(job.output, to_json(result))
         print(f"\n{comparison_table(result['comparison'])}")
-    card = f" and in the card {folder / 'README.md'}" if has_card else ""
-    print(f"\nResults are in {job.output}{card}, completions in {job.records.path}; {seconds:.0f} s.")
+
+
+def update_card(job: Job, result: dict[str, Any]) -> bool:
+    """Put the results into the card beside the model, if there is one that can be read."""
+    folder = Path(job.settings["model"])
+    if not (folder / "README.md").is_file() or job.output.parent != folder:
+        return False
+    try:
+        add_evaluation(folder, result)
+    except (ValueError, yaml.YAMLError) as error:
+        print(f"{folder / 'README.md'} is left as it is, for it cannot be read: {' '.join(str(error).split())}")
+        return False
+    return True
 
 
 def write(path: Path, text: str) -> None:
@@ -289,6 +296,8 @@ def write(path: Path, text: str) -> None:
 def compare_files(args: EvaluationArguments) -> None:
     if args.compare is None or len(args.compare) != 2:
         raise ValueError("Give --model and --dataset, or --compare with two results.")
+    if args.output and Path(args.output).resolve() in [Path(path).resolve() for path in args.compare]:
+        raise ValueError(f"--output {args.output} would replace the results that are compared. Choose another.")
     comparison = compare(*map(load_result, args.compare))
     print(comparison_table(comparison))
     if args.output:

@@ -20,6 +20,7 @@ from pathlib import Path
 from datasets.exceptions import DatasetGenerationError
 
 from trl_cppo.data import PROMPT_SUFFIX, prepare, write
+from trl_cppo.loading import check_folder
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -41,6 +42,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     try:
+        for name in ("max_prompt_length", "num_proc"):
+            if getattr(args, name) is not None and getattr(args, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
+        check_folder("--model", args.model)
         if Path(args.output).exists() and not args.overwrite:  # known before the work, not after it
             raise FileExistsError(f"{args.output} exists. Choose another --output, or --overwrite.")
         if Path(args.dataset).is_dir() and Path(args.output).resolve().is_relative_to(Path(args.dataset).resolve()):

@@ -202,6 +202,19 @@ def test_extras_that_are_installed_exist():
     assert extras and extras <= set(setup["options.extras_require"])
 
 
+def test_the_way_from_data_to_a_pushed_model_makes_the_folders_that_it_reads():
+    [block] = re.findall(
+        r"## From data to a pushed model.*?```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    made = set()
+    for command in commands_of(block):
+        flags = dict(zip(command, command[1:], strict=False))
+        folder = flags.get("--dataset", "")
+        assert not folder.startswith("data/") or folder in made, f"{folder} is read before it is made"
+        made |= {flags["--output"]} if any("prepare_dataset" in word for word in command) else set()
+    assert made
+
+
 # Settings and metrics
 
 

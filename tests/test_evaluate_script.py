@@ -198,6 +198,9 @@ def test_two_models_are_compared(own, evaluate, error, random_model):
     evaluate(*own[:-1], "short.json", "--num_rows", "4", "--no_greedy")
     assert "number of scored questions: 5 and 4" in error("--compare", "out.json", "short.json")
     assert results("short.json")["greedy"] is None
+    assert "would replace the results" in error("--compare", "out.json", "second.json", "--output", "out.json")
+    assert "number of scored" in error(*own[:-1], "kept.json", "--num_rows", "4", "--compare", "out.json")
+    assert results("kept.json")["num_questions"] == 4  # what was measured is not lost with the comparison
 
 
 def make_model(folder, seed):
@@ -259,7 +262,7 @@ def test_the_card_beside_the_model_gets_the_results(evaluate, random_model, own,
     shutil.copytree(random_model, model)
     (model / "README.md").write_text("---\nlicense: mit\n---\n\nA model.\n")
     own = ["--model", model, *own[2 : own.index("--output")]]
-    assert "and in the card" in evaluate(*own, "--num_samples", 1)
+    assert "and in the model's card" in evaluate(*own, "--num_samples", 1)
     measured, card = results(model / "evaluation.json"), ModelCard.load(model / "README.md")
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["accuracy, greedy"] == pytest.approx(measured["greedy"]["accuracy"], abs=1e-6)

@@ -60,6 +60,16 @@ def test_the_authors_batches(monkeypatch, name):
     assert args.steps_per_generation % args.gradient_accumulation_steps == 0  # whole optimizer steps
     assert (args.learning_rate, args.beta, args.max_completion_length, args.num_train_epochs) == (1e-6, 0.01, 4096, 2)
     assert (args.loss_type, args.cpl_reduction, args.epsilon, args.delta) == ("bnpo", "token", 0.2, 3.0)
+    cpl = (
+        args.cpl_coef,
+        args.cpl_temperature,
+        args.cpl_divergence,
+        args.perception_token_ratio,
+        args.gate_by_advantage,
+    )
+    assert cpl == (0.01, 0.1, "k3", 0.5, True)
+    assert (args.temperature, args.weight_decay, args.num_generations) == (1.0, 0.01, 5)
+    assert yaml.safe_load((EXAMPLES / "configs" / f"{name}.yaml").read_text())["bf16"] is True
     assert args.gradient_checkpointing and args.lr_scheduler_type == "constant" and args.entropy_coef == 0
     assert args.vllm_max_model_length == 512 + args.max_completion_length
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image as PILImage
 from transformers import AutoProcessor, ProcessorMixin
 
+from ..grading import last_boxed
 from .images import usable_bytes
 
 # The wording of the authors' preprocessing script (verl/examples/data_preprocess/virl39k.py of vbdi/cppo).
@@ -98,7 +99,10 @@ def _solution(answer: Any, layout: Layout) -> str:
     if not isinstance(answer, str) or not answer.strip():
         raise _RowFault(layout.answer, "no answer", repr(answer))
     answer = answer.strip()
-    return answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
+    solution = answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
+    if last_boxed(solution) == "":  # an empty box: no completion could be right
+        raise _RowFault(layout.answer, "no answer", repr(answer))
+    return solution
 
 
 def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list[dict[str, Any]]:
