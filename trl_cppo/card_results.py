@@ -76,7 +76,8 @@ def _results_of(evaluation: dict[str, Any]) -> list[EvalResult]:
     if evaluation.get("sampled"):
         sampled = evaluation["sampled"]
         draws = {**common, "samples": sampled["num_samples"], "temperature": sampled["temperature"]}
-        spread = {**draws, "interval": list(sampled["interval"]), "spread": sampled["std_over_samples"]}
+        std = sampled["std_over_samples"]  # None for a single sample
+        spread = {**draws, "interval": list(sampled["interval"]), "spread": None if std is None else round(std, 6)}
         results.append(_result(**where, name=f"avg@{sampled['num_samples']}", value=sampled["avg"], details=spread))
         details = {**draws, "interval": list(sampled["pass_interval"])}
         results.append(_result(**where, name=f"pass@{sampled['num_samples']}", value=sampled["pass"], details=details))

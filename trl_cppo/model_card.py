@@ -169,7 +169,7 @@ def _origin(base: str | None, is_adapter: bool, dataset: str | None) -> str:
     if base:
         what = f"{'Adapters for' if is_adapter else 'A fine-tuned version of'} {base}, trained"
     on = f" on [{escape(dataset)}](https://huggingface.co/datasets/{dataset})" if dataset else ""
-    return f"{what} with [trl-cppo](https://pypi.org/project/trl-cppo/), on top of [TRL](https://github.com/huggingface/trl){on}."
+    return f"{what} with trl-cppo, on top of [TRL](https://github.com/huggingface/trl){on}."
 
 
 # How it was trained ---------------------------------------------------------------------------------------------------
