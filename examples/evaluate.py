@@ -27,14 +27,13 @@ The same command again goes on where an interrupted one stopped. `--config file.
 import inspect
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -60,7 +59,7 @@ from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
-from trl_cppo.loading import DIGITS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import DIGITS, RewardCountError, check_folder, load_rewards, load_split, stop
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
 SETTINGS += ["seed", "dtype", "attn_implementation"]  # what results depend on, besides what `prepare` adds
@@ -304,11 +303,6 @@ def compare_files(args: EvaluationArguments) -> None:
         write(Path(args.output), json.dumps(comparison, indent=2) + "\n")
 
 
-def stop(error: Exception) -> NoReturn:
-    message = " ".join(str(error).split())  # one line, whichever library it comes from
-    sys.exit(f"evaluate.py: error: {message}")
-
-
 def main() -> None:
     try:
         [args] = TrlParser((EvaluationArguments,)).parse_args_and_config()
@@ -318,13 +312,13 @@ def main() -> None:
         state = PartialState(cpu=args.use_cpu, timeout=timedelta(days=7))
         job = prepare(args, state)
     except (ValueError, OSError, ImportError, AttributeError) as error:
-        stop(error)
+        stop("evaluate.py", error)
     try:
         run(job, args, state)
     except (EvaluationError, RewardCountError) as error:
-        stop(error)
+        stop("evaluate.py", error)
     except torch.OutOfMemoryError as error:
-        stop(RuntimeError(f"{error} Lower --batch_size: finished questions are kept."))
+        stop("evaluate.py", RuntimeError(f"{error} Lower --batch_size: finished questions are kept."))
     state.destroy_process_group()
 
 

@@ -14,13 +14,12 @@ The output is a folder of parquet files for `load_dataset(folder)` and `examples
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from datasets.exceptions import DatasetGenerationError
 
 from trl_cppo.data import PROMPT_SUFFIX, prepare, write
-from trl_cppo.loading import check_folder
+from trl_cppo.loading import check_folder, stop
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         write(dataset, args.output, args.overwrite)
     except (ValueError, OSError, DatasetGenerationError) as error:
-        sys.exit(f"prepare_dataset.py: error: {' '.join(str(error).split())}")
+        stop("prepare_dataset.py", error)
     for split, reasons in counts.items():
         dropped = [f"{count} left out ({reason})" for reason, count in reasons.items() if reason != "kept"]
         print(f"{split}: {', '.join([f'{len(dataset[split])} rows', *dropped])}")

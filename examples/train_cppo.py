@@ -24,11 +24,10 @@ Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag, and 
 
 import functools
 import json
-import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from datasets import Dataset, IterableDataset
@@ -36,7 +35,7 @@ from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split
+from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split, stop
 from trl_cppo.markdown import is_hub_id
 from trl_cppo.model_card import CardExample
 from trl_cppo.plotting import metric_history
@@ -163,11 +162,6 @@ def write_metrics(trainer: CPPOTrainer) -> None:
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def stop(error: Exception) -> NoReturn:
-    message = " ".join(str(error).split())  # one line, whichever library it comes from
-    sys.exit(f"train_cppo.py: error: {message}")
-
-
 def main() -> None:
     try:
         script_args, training_args, model_args = parse()
@@ -181,7 +175,7 @@ def main() -> None:
         else:
             job = job_from_arguments(script_args, training_args, model_args)
     except (ValueError, OSError, ImportError, AttributeError) as error:
-        stop(error)
+        stop("train_cppo.py", error)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     training_args.reward_weights = training_args.reward_weights or job.reward_weights
 
@@ -201,12 +195,11 @@ def main() -> None:
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except RewardCountError as error:
-        stop(error)
+        stop("train_cppo.py", error)
 
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         write_metrics(trainer)
-    trainer.create_model_card(model_name=Path(training_args.output_dir).name)
     shown = "metrics.json and training.png"
     if find_spec("matplotlib") is None:
         shown = 'metrics.json (no training.png: it needs matplotlib, pip install "trl-cppo[digits]")'

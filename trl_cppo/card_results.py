@@ -86,6 +86,12 @@ def _results_of(evaluation: dict[str, Any]) -> list[EvalResult]:
     return results
 
 
+def merge_results(older: list[EvalResult], newer: list[EvalResult]) -> list[EvalResult]:
+    """The newer results, behind the older ones on other data sets and splits."""
+    replaced = {(result.dataset_type, result.dataset_split) for result in newer}
+    return [*(x for x in older if (x.dataset_type, x.dataset_split) not in replaced), *newer]
+
+
 def results_section(results: list[EvalResult]) -> str:
     """A table between two marks; the marks alone where nothing was measured."""
     rows = []
@@ -124,12 +130,10 @@ def add_evaluation(folder: str | os.PathLike, evaluation: dict[str, Any]) -> Non
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no README.md to write the results into.")
     card = ModelCard.load(path)
-    new = evaluation_results(evaluation)
-    replaced = {(result.dataset_type, result.dataset_split) for result in new}
-    kept = [r for r in card.data.eval_results or [] if (r.dataset_type, r.dataset_split) not in replaced]
+    results = merge_results(card.data.eval_results or [], evaluation_results(evaluation))
     card.data.model_name = card.data.model_name or path.resolve().parent.name
-    card.data.eval_results = [*kept, *new]
-    section = results_section(card.data.eval_results)
+    card.data.eval_results = results
+    section = results_section(results)
     before, marked, rest = card.text.partition(_RESULTS)
     _, closed, after = rest.partition(_RESULTS)
     if not (marked and closed):  # somebody deleted a mark: nothing says where the old table ends

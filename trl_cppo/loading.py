@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from trl.rewards import accuracy_reward
@@ -26,6 +26,11 @@ DEFAULT_REWARDS = {
 }
 MATH_REWARDS = {"boxed_accuracy_reward": boxed_accuracy_reward, "accuracy_reward": accuracy_reward}  # need `solution`
 KNOWN_REWARDS = {**MATH_REWARDS, "think_boxed_format_reward": think_boxed_format_reward}
+
+
+def stop(program: str, error: Exception) -> NoReturn:
+    """End a command with its error on one line, whichever library it comes from."""
+    sys.exit(f"{program}: error: {' '.join(str(error).split())}")
 
 
 def check_folder(flag: str, path: str | None) -> None:

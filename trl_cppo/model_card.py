@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 from trl.trainer.utils import get_callable_name
 
-from .card_results import TASK, embedded_results, evaluation_results, results_section
+from .card_results import TASK, embedded_results, evaluation_results, merge_results, results_section
 from .card_sources import BaseModel, find_base_model, hub_dataset
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .plotting import metric_history, plot_training
@@ -156,12 +156,10 @@ def _results(trainer: "CPPOTrainer", folder: Path) -> list[EvalResult]:
     if not _is_of_these_weights(trainer, path):
         return during
     try:
-        after = evaluation_results(json.loads(path.read_text(encoding="utf-8")))
+        return merge_results(during, evaluation_results(json.loads(path.read_text(encoding="utf-8"))))
     except ValueError as error:  # no reason to lose a checkpoint
         logger.warning(f"The model card has no results from {path}: {error}")
         return during
-    replaced = {(result.dataset_type, result.dataset_split) for result in after}
-    return [*(x for x in during if (x.dataset_type, x.dataset_split) not in replaced), *after]
 
 
 def _origin(base: str | None, is_adapter: bool, dataset: str | None) -> str:

@@ -6,7 +6,6 @@ A page that shows what a model sees: images and views, each token's entropy shif
     python -m trl_cppo.report --model cppo-digits --dataset digits --num_rows 16 --output report.html
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers.utils import logging
 
 from ..config import CPPOConfig
 from ..dataset_checks import ROW_NAME
-from ..loading import DIGITS, check_folder, load_rewards, load_split
+from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
 from .completions import GivenCompletion, prompt_text, read_completions
 from .page import Row, Settings, render
 from .scoring import Rollout, Scorer
@@ -198,8 +197,7 @@ def main() -> None:
         page = make_page(args)
         Path(args.output).write_text(page, encoding="utf-8")
     except (ValueError, OSError, ImportError, AttributeError) as error:
-        message = " ".join(str(error).split())  # one line, whichever library it comes from
-        sys.exit(f"trl_cppo.report: error: {message}")
+        stop("trl_cppo.report", error)
     print(f"{args.output}: {len(page.encode()) / 1e6:.1f} MB. Open it in a browser; it needs no other file.")
 
 
