@@ -20,6 +20,9 @@ from tiny_models import build
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 
+QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]  # all families: test_families.py
+MIXED = [1, 2, 0, 1, 3, 0, 2, 1]  # images of each row
+
 
 def picture(seed: int, width: int = 56, height: int = 56) -> PILImage.Image:
     return PILImage.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))

@@ -7,6 +7,8 @@ import inspect
 import pytest
 import torch
 from conftest import (
+    MIXED,
+    QWEN,
     generation_batch,
     hash_reward,
     logged,
@@ -22,14 +24,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOTrainer, digits
 
-FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]  # all of them: test_families.py
-MIXED = [1, 2, 0, 1, 3, 0, 2, 1]
-
-
 # Runs -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", QWEN)
 def test_a_short_run_logs_every_metric_each_step(tmp_path, family):
     trainer = make_trainer(tmp_path, make_rows(MIXED), family=family, max_steps=3, eval_dataset=make_rows([1, 2]))
     trainer.train()
