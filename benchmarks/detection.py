@@ -115,14 +115,12 @@ def score_tokens(anchor: torch.Tensor, removed: torch.Tensor, completions: torch
         completions (`torch.Tensor` of shape `(B, T)`, int64): the sampled tokens.
     """
     entropies, removed_entropies = (-(logps.exp() * logps).sum(dim=-1) for logps in (anchor, removed))
-    logps, removed_logps = (
-        table.gather(2, completions.unsqueeze(2)).squeeze(2) for table in (anchor, removed)
-    )
+    logps, removed_logps = (table.gather(2, completions.unsqueeze(2)).squeeze(2) for table in (anchor, removed))
     return {
         "relative_shift": token_scores(entropies, removed_entropies, "relative_entropy_shift"),
         "shift": token_scores(entropies, removed_entropies, "entropy_shift"),
         "kl": (anchor.exp() * (anchor - removed)).sum(dim=-1),
-        "k3": token_divergence(logps, removed_logps, "k3"),
+        "k3": token_divergence(logps, removed_logps, "k3"),  # PAPO's, if the view is black patches
         "log_prob_drop": logps - removed_logps,
         "removed_entropy": removed_entropies,
         "entropy": entropies,
@@ -154,10 +152,18 @@ def _top_half_above_floor(scores: Scores, mask: torch.Tensor, floor: float) -> t
     return _package("relative_entropy_shift")(scores, mask, 0.5) & (scores["shift"] >= floor)
 
 
-def _share_of_the_largest(scores: Scores, mask: torch.Tensor, share: float) -> torch.Tensor:
-    """The tokens whose shift reaches a share of the row's largest: needs no scale in nats."""
-    shift = scores["shift"].masked_fill(~mask, 0)
-    return (shift > 0) & (shift >= share * shift.amax(dim=1, keepdim=True))
+def _change_floor(scores: Scores, mask: torch.Tensor, floor: float) -> torch.Tensor:
+    return mask & ((scores["removed_entropy"] - scores["entropy"]).abs() >= floor)
+
+
+def _share_of_the_largest(score: str) -> Rule:
+    """The tokens whose score reaches a share of the row's largest: needs no scale in nats."""
+
+    def rule(scores: Scores, mask: torch.Tensor, share: float) -> torch.Tensor:
+        values = scores[score].masked_fill(~mask, 0)
+        return (values > 0) & (values >= share * values.amax(dim=1, keepdim=True))
+
+    return rule
 
 
 def _mass(scores: Scores, mask: torch.Tensor, share: float) -> torch.Tensor:
@@ -170,7 +176,8 @@ def _mass(scores: Scores, mask: torch.Tensor, share: float) -> torch.Tensor:
 
 
 RATIOS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
-_NATS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+_NATS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+_SMALL_NATS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # k3 is a square
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FAMILIES: dict[str, tuple[Rule, tuple[float, ...], str]] = {
     "top_relative_shift": (_package("relative_entropy_shift"), RATIOS, "top {} of the rises, by ΔH / H⁻"),
@@ -179,12 +186,14 @@ FAMILIES: dict[str, tuple[Rule, tuple[float, ...], str]] = {
     "top_k3": (_top_share("k3"), RATIOS, "top {} of all tokens, by k3"),
     "relative_shift_floor": (_floor("relative_shift"), _SHARES, "ΔH / H⁻ ≥ {}"),
     "shift_floor": (_floor("shift"), _NATS, "ΔH ≥ {} nats"),
+    "change_floor": (_change_floor, _NATS, "ΔH ≥ {0} or ≤ −{0} nats"),
     "kl_floor": (_floor("kl"), _NATS, "exact KL ≥ {} nats"),
-    "k3_floor": (_floor("k3"), _NATS, "k3 ≥ {} nats"),
+    "k3_floor": (_floor("k3"), _SMALL_NATS, "k3 ≥ {} nats"),
     "log_prob_drop_floor": (_floor("log_prob_drop"), _NATS, "log-prob drop ≥ {} nats"),
     "removed_entropy_floor": (_removed_entropy_floor, _NATS, "ΔH > 0 and H⁻ ≥ {} nats"),
     "top_half_above_floor": (_top_half_above_floor, _NATS, "the authors' half, and ΔH ≥ {} nats"),
-    "share_of_the_largest": (_share_of_the_largest, _SHARES, "ΔH ≥ {} of the row's largest"),
+    "share_of_largest_shift": (_share_of_the_largest("shift"), _SHARES, "ΔH ≥ {} of the row's largest"),
+    "share_of_largest_k3": (_share_of_the_largest("k3"), _SMALL_NATS, "k3 ≥ {} of the row's largest"),
     "mass": (_mass, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99), "{} of the row's summed ΔH"),
 }
 AUTHORS = ("top_relative_shift", 0.5)

@@ -34,6 +34,9 @@ CANVAS_SEEDS = {"validation": 50, "test": 51}
 VIEW_SEED = 1_000_000
 RECALLS = np.linspace(0.01, 1, 100)
 LEAST_RECALL = 0.8  # of a rule that may be chosen
+RANKING_DRAWS = (
+    200  # the first of the bootstrap's draws: a draw of a ranking costs as much as a hundred of a selection
+)
 
 
 class Rollouts:
@@ -66,10 +69,8 @@ class Rollouts:
     def rankings(self, scores: detection.Scores, rows: str, weights: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         mask = self.masks[rows].numpy()
         row_of_token = np.nonzero(mask)[0]
-        truth, token_weights = self.truth.numpy()[mask], weights[:, row_of_token]
-        return {
-            name: detection.ranking(values.numpy()[mask], truth, token_weights) for name, values in scores.items()
-        }
+        truth, token_weights = self.truth.numpy()[mask], weights[: 1 + RANKING_DRAWS, row_of_token]
+        return {name: detection.ranking(values.numpy()[mask], truth, token_weights) for name, values in scores.items()}
 
 
 def summarised(per_model: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def groups_of(options: argparse.Namespace) -> dict[str, list[Path]]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = {
-        "seeds": options.seeds, "canvases": options.canvases, "draws": options.draws, "smoke": options.smoke,
+        "seeds": options.seeds, "canvases": options.canvases, "draws": options.draws, "ranking_draws": RANKING_DRAWS, "smoke": options.smoke,
         "canvas_seeds": CANVAS_SEEDS, "view_seed": VIEW_SEED, "least_recall": LEAST_RECALL,
         "recalls": RECALLS.round(2).tolist(), "strengths": detection.STRENGTHS,
     }  # fmt: skip
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME=FOLDER", help="one name makes one group")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the warm starts")
     parser.add_argument("--canvases", type=int, default=500, help="of each split, one rollout each")
-    parser.add_argument("--draws", type=int, default=500, help="of the bootstrap")
+    parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/detector.json; with --smoke none")
     parser.add_argument("--smoke", action="store_true", help="one warm start, 40 canvases, two strengths a view")
     parser.add_argument("--tables", action="store_true", help="print the tables of the JSON")
