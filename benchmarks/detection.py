@@ -177,7 +177,7 @@ def _mass(scores: Scores, mask: torch.Tensor, share: float) -> torch.Tensor:
 
 RATIOS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
 _NATS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
-_SMALL_NATS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # k3 is a square
+_SMALL_NATS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # k3 is a square
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 FAMILIES: dict[str, tuple[Rule, tuple[float, ...], str]] = {
     "top_relative_shift": (_package("relative_entropy_shift"), RATIOS, "top {} of the rises, by ΔH / H⁻"),
@@ -197,7 +197,9 @@ FAMILIES: dict[str, tuple[Rule, tuple[float, ...], str]] = {
     "mass": (_mass, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99), "{} of the row's summed ΔH"),
 }
 AUTHORS = ("top_relative_shift", 0.5)
-DEAR = ("top_kl", "kl_floor")  # need the whole distributions of every token, under both images
+# Graded under every view, not under the authors' alone; the exact KL needs whole distributions of every token.
+MAIN_FAMILIES = ("shift_floor", "k3_floor", "kl_floor")
+MAIN_SCORES = ("relative_shift", "shift", "k3", "kl")
 
 
 def select(rule: tuple[str, float], scores: Scores, mask: torch.Tensor) -> torch.Tensor:

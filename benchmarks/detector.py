@@ -66,39 +66,57 @@ class Rollouts:
         selected = detection.select(rule, scores, mask)
         return detection.rates(selected.numpy(), (self.truth & mask).numpy(), weights)
 
-    def rankings(self, scores: detection.Scores, rows: str, weights: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def ranking(self, values: torch.Tensor, rows: str, weights: np.ndarray) -> dict[str, np.ndarray]:
         mask = self.masks[rows].numpy()
         row_of_token = np.nonzero(mask)[0]
-        truth, token_weights = self.truth.numpy()[mask], weights[: 1 + RANKING_DRAWS, row_of_token]
-        return {name: detection.ranking(values.numpy()[mask], truth, token_weights) for name, values in scores.items()}
+        token_weights = weights[: 1 + RANKING_DRAWS, row_of_token]
+        return detection.ranking(values.numpy()[mask], self.truth.numpy()[mask], token_weights)
 
 
 def summarised(per_model: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     return {name: detection.summary(np.stack([one[name] for one in per_model])) for name in per_model[0]}
 
 
+def rate_all(
+    rollouts: list[Rollouts],
+    scores: list[detection.Scores],
+    rules: list[tuple[str, float]],
+    rows: str,
+    weights: np.ndarray,
+) -> list[dict[str, Any]]:
+    """Grades of some rules and the F1 that each gains over the first of them."""
+    rated, first = [], []
+    for rule in rules:
+        grades = [one.rates(rule, given, rows, weights) for one, given in zip(rollouts, scores, strict=True)]
+        first = first or [grade["f1"] for grade in grades]
+        for grade, f1 in zip(grades, first, strict=True):
+            grade["f1_gain"] = grade["f1"] - f1
+        rated.append({"rule": list(rule), "words": detection.in_words(rule)} | summarised(grades))
+    return rated
+
+
 def grade_view(
     rollouts: list[Rollouts], kind: str, strength: float, rules: list[tuple[str, float]], weights: np.ndarray
 ) -> dict[str, Any]:
-    """Every score and some rules under one view; under the authors' views also for the rollouts with a right sum alone."""
+    """
+    Every score and rule under the authors' views, for all rollouts and for those with a right sum; the main ones for all
+    rollouts under another view.
+    """
     images = detection.apply(kind, strength, rollouts[0].images, VIEW_SEED)
     scores = [one.scores(images) for one in rollouts]
+    authors = (kind, strength) == DEFAULT_VIEW
+    names = list(scores[0]) if authors else detection.MAIN_SCORES
     report: dict[str, Any] = {"kind": kind, "strength": strength}
-    for rows in ("all", "right") if (kind, strength) == DEFAULT_VIEW else ("all",):
-        rankings = [one.rankings(given, rows, weights) for one, given in zip(rollouts, scores, strict=True)]
+    for rows in ("all", "right") if authors else ("all",):
         graded = {}
-        for name in rankings[0]:
-            curves = [ranking[name].pop("curve") for ranking in rankings]
-            graded[name] = summarised([ranking[name] for ranking in rankings])
-            if (kind, strength) == DEFAULT_VIEW:
+        for name in names:
+            rankings = [one.ranking(given[name], rows, weights) for one, given in zip(rollouts, scores, strict=True)]
+            curves = [ranking.pop("curve") for ranking in rankings]
+            graded[name] = summarised(rankings)
+            if authors:
                 precision = np.mean([detection.on_grid(curve, RECALLS) for curve in curves], axis=0)
                 graded[name]["precision_at_recalls"] = precision.round(4).tolist()
-        rated = [
-            {"rule": list(rule), "words": detection.in_words(rule)}
-            | summarised([one.rates(rule, given, rows, weights) for one, given in zip(rollouts, scores, strict=True)])
-            for rule in rules
-        ]
-        report[rows] = {"scores": graded, "rules": rated}
+        report[rows] = {"scores": graded, "rules": rate_all(rollouts, scores, rules, rows, weights)}
     return report
 
 
@@ -113,9 +131,8 @@ def choose(rollouts: list[Rollouts]) -> dict[str, Any]:
             rule = (family, value)
             entry: dict[str, Any] = {"rule": list(rule), "words": detection.in_words(rule)}
             for rows in ("right", "all"):
-                pairs = zip(rollouts, scores, strict=True)
-                rated = summarised([one.rates(rule, given, rows, once) for one, given in pairs])
-                entry[rows] = {name: figures["mean"] for name, figures in rated.items()}
+                [rated] = rate_all(rollouts, scores, [rule], rows, once)
+                entry[rows] = {name: rated[name]["mean"] for name in ("precision", "recall", "f1")}
             tried[family].append(entry)
 
     def worth(entry: dict[str, Any]) -> tuple[bool, float]:
@@ -130,11 +147,13 @@ def grade_group(folders: list[Path], chosen: list[tuple[str, float]], options: a
     rollouts = [Rollouts(folder, "test", options.canvases) for folder in folders]
     weights = detection.resampling_weights(options.canvases, options.draws)
     ratios = [(family, ratio) for family in ("top_relative_shift", "top_shift") for ratio in detection.RATIOS]
+    everywhere = [detection.AUTHORS, *(rule for rule in chosen if rule[0] in detection.MAIN_FAMILIES)]
+    under_authors_views = list(dict.fromkeys([*everywhere, *chosen, *ratios]))
     views = []
     for kind, strengths in detection.STRENGTHS.items():
-        for strength in strengths if not options.smoke else strengths[-2:]:
-            rules = [detection.AUTHORS, *chosen] + (ratios if (kind, strength) == DEFAULT_VIEW else [])
-            views.append(grade_view(rollouts, kind, strength, list(dict.fromkeys(rules)), weights))
+        for strength in strengths[-2:] if options.smoke else strengths:
+            rules = under_authors_views if (kind, strength) == DEFAULT_VIEW else everywhere
+            views.append(grade_view(rollouts, kind, strength, rules, weights))
             print(f"  {kind} {strength:g}", flush=True, file=sys.stderr)
     share = {}
     for rows in ("all", "right"):

@@ -18,8 +18,8 @@ SCORES = {
     "removed_entropy": "H⁻ alone",
     "entropy": "H alone (no view)",
 }
-DRAWN = ("relative_shift", "shift", "k3", "kl")
-MARKED = {"shift_floor": ("shift", "s"), "k3_floor": ("k3", "D"), "kl_floor": ("kl", "^")}  # family: score, marker
+DRAWN = detection.MAIN_SCORES
+MARKED = dict(zip(detection.MAIN_FAMILIES, zip(DRAWN[1:], "sD^", strict=True), strict=True))  # family: score, marker
 KINDS = {
     "noise_boxes": "boxes of noise",
     "zoom_crop": "side of the crop",
@@ -68,14 +68,16 @@ def _precision_recall(axes: Any, report: dict[str, Any]) -> None:
 def _ratios(axes: Any, report: dict[str, Any]) -> None:
     rated = authors_views(report, START)["all"]["rules"]
     rows = [find_rule(rated, ("top_relative_shift", ratio)) for ratio in detection.RATIOS]
-    for name, style in {"precision": "--", "recall": ":", "f1": "-"}.items():
+    places = {"precision": ("--", 0.3, -0.2), "recall": (":", 0.5, -0.07), "f1": ("-", 0.7, 0.03)}  # of the words
+    for name, (style, ratio, above) in places.items():
         means = [row[name]["mean"] for row in rows]
         axes.plot(detection.RATIOS, means, style, color=_color("relative_shift"))
-        axes.annotate(name.replace("f1", "F1"), (0.98, means[-1] + 0.02), ha="right", fontsize=8)
+        place = (ratio, means[detection.RATIOS.index(ratio)] + above)
+        axes.annotate(name.replace("f1", "F1"), place, fontsize=8)
     floor = chosen_rule(report, "shift_floor")
     value = find_rule(rated, floor)["f1"]["mean"]
     axes.axhline(value, color=_color("shift"))
-    axes.annotate(f"F1 of {detection.in_words(floor)}", (0.98, value + 0.02), ha="right", fontsize=8)
+    axes.annotate(f"F1 of {detection.in_words(floor)}", (1, value + 0.03), ha="right", fontsize=8)
     axes.set(xlabel="ratio of the authors' rule", ylim=(0, 1.03), title="Authors' rule, other ratios")
 
 
@@ -89,7 +91,7 @@ def _strengths(axes: Any, report: dict[str, Any], kind: str) -> None:
         axes.fill_between(places, low, high, color=_color(score), alpha=0.2, linewidth=0)
     axes.set_xticks(places, [f"{view['strength']:g}" for view in views])
     axes.set(xlabel=f"{KINDS[kind]} (weak to strong)", ylabel="average precision", ylim=(0, 1.03))
-    axes.set_title(kind)
+    axes.set_title(kind.replace("_", " ").capitalize())
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -131,10 +133,12 @@ def rule_table(report: dict[str, Any], group: str) -> str:
     rows = []
     for rule in [detection.AUTHORS, *(tuple(entry["rule"]) for entry in report["choice"]["chosen"])]:
         cells = [_cell(find_rule(view["all"]["rules"], rule)[grade]) for grade in ("precision", "recall", "f1")]
+        gain = find_rule(view["all"]["rules"], rule)["f1_gain"]
+        cells.append("" if rule == detection.AUTHORS else "+" + _cell(gain))
         right = find_rule(view["right"]["rules"], rule)
         cells.append(" / ".join(_cell(right[grade], interval=False) for grade in ("precision", "recall", "f1")))
         rows.append([detection.in_words(rule), *cells])
-    return _table(["rule", "precision", "recall", "F1", "the three on right sums"], rows)
+    return _table(["rule", "precision", "recall", "F1", "F1 gained", "the three on right sums"], rows)
 
 
 def ratio_table(report: dict[str, Any], group: str) -> str:
