@@ -47,6 +47,11 @@ class CPPOConfig(GRPOConfig):
             tokens). `"token"`: the authors' mean over the perception tokens of the micro-batch, divided by the
             accumulation steps.
 
+        cpl_max_gradient_ratio (`float` or `None`, *optional*, defaults to `None`):
+            Bound on λ · CPL's gradient relative to the policy loss's, both taken at the log-probabilities of a
+            micro-batch (the metric `cpl/gradient_ratio`). In a micro-batch above it λ is lowered to meet the bound;
+            below it the loss is the authors'. `None`: no bound, the authors' form.
+
         > Parameters that control the views
 
         information_preserving (`list[str]`, *optional*, defaults to `["color_jitter", "random_perspective", "random_rotation"]`):
@@ -104,6 +109,13 @@ class CPPOConfig(GRPOConfig):
             "gated share."
         },
     )
+    cpl_max_gradient_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on lambda * CPL's gradient relative to the policy loss's, both taken at the log-probabilities "
+            "of a micro-batch (the metric cpl/gradient_ratio): a micro-batch above it gets a smaller lambda. None: no bound."
+        },
+    )
     information_preserving: list[str] = field(
         default_factory=lambda: ["color_jitter", "random_perspective", "random_rotation"],
         metadata={
@@ -137,6 +149,11 @@ class CPPOConfig(GRPOConfig):
             raise ValueError(f"cpl_coef must be 0 (GRPO alone) or positive and finite; got {self.cpl_coef}.")
         if not 0 < self.cpl_temperature < float("inf"):
             raise ValueError(f"cpl_temperature must be positive and finite; got {self.cpl_temperature}.")
+        if self.cpl_max_gradient_ratio is not None and not 0 < self.cpl_max_gradient_ratio < float("inf"):
+            raise ValueError(
+                "cpl_max_gradient_ratio must be positive and finite, or None for no bound; "
+                f"got {self.cpl_max_gradient_ratio}."
+            )
         if self.perception_token_ratio is not None and not 0 < self.perception_token_ratio <= 1:
             raise ValueError(
                 "perception_token_ratio must lie in (0, 1], or be None for every completion token; "

@@ -185,3 +185,22 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | None = None
     if dim is None:
         return total.sum() / mask.sum().clamp(min=1)
     return total.sum(dim) / mask.sum(dim).clamp(min=1)
+
+
+def squared_gradients(losses: tuple[torch.Tensor, ...], logps: torch.Tensor) -> torch.Tensor:
+    """
+    How hard each loss pulls at the log-probabilities: the sum of the squares of its gradient there.
+
+    Only the tail of the graph is walked, from the losses to the log-probabilities, never the model. That tail is kept.
+
+    Args:
+        losses (`tuple[torch.Tensor, ...]`): 0-dim losses computed from `logps`.
+        logps (`torch.Tensor`, float): log-probabilities, of any shape.
+
+    Returns:
+        `torch.Tensor` of shape `(len(losses),)`, at least float32, without a gradient; 0 where no gradient is recorded.
+    """
+    if not logps.requires_grad:  # evaluation
+        return torch.zeros(len(losses), device=logps.device)
+    gradients = [torch.autograd.grad(loss, logps, retain_graph=True)[0] for loss in losses]
+    return torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients])
