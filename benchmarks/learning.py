@@ -4,8 +4,10 @@ r"""
 What CPPO teaches on digits, with error bars: warm starts × seeds × arms, graded on held-out canvases and on shifted ones.
 
     python benchmarks/learning.py              # all runs into benchmarks/results/learning.json; interrupt it at will
+    python benchmarks/learning.py --sweep      # and CPPO's two forms over λ
+    python benchmarks/learning.py --choose     # the bound on the gradient, on the validation split, into choice.json
     python benchmarks/learning.py --tables     # Markdown tables from the file
-    python benchmarks/learning.py --picture    # docs/results/learning.svg from the file
+    python benchmarks/learning.py --picture    # docs/results/learning.svg and sweep.svg from the file
 
 Runs that are in the file are not repeated. They are ordered by seed, so that what is there after an interruption compares all arms on
 the same warm starts and seeds. Two one-thread runs go side by side, each of one to three minutes.
@@ -17,8 +19,8 @@ from pathlib import Path
 
 import digits_lab as lab
 from arms import ARMS
-from learning_report import picture, tables
-from learning_runs import Grading, Job, run_jobs
+from learning_report import choice_table, picture, sweep_picture, sweep_table, tables
+from learning_runs import BOUNDS, COEFS, SWEPT, Grading, Job, run_jobs, sweep_job
 
 
 def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
@@ -32,6 +34,23 @@ def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list
     return jobs
 
 
+def sweep_jobs(seeds: int, steps: int) -> list[Job]:
+    """The forms of CPPO over λ from one warm start, and GRPO; the runs of `make_jobs` among them are not repeated."""
+    return [
+        sweep_job(arm, coef, seed, steps)
+        for seed in range(seeds)
+        for arm, coef in [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]
+    ]
+
+
+def choice_jobs(seeds: int, steps: int) -> list[Job]:
+    """What the bound of the arm `cppo_robust` was chosen from, at the largest λ of the sweep."""
+    bounds = [
+        Job("cppo_robust", 0, seed, steps, {"cpl_max_gradient_ratio": b}) for seed in range(seeds) for b in BOUNDS
+    ]
+    return [Job("grpo", 0, seed, steps) for seed in range(seeds)] + bounds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=lab.RESULTS / "learning.json", help="JSON file of the runs")
@@ -42,6 +61,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
     parser.add_argument("--smoke", action="store_true", help="two arms of two steps, few canvases, printed as JSON")
+    parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
+    parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
     parser.add_argument("--tables", action="store_true", help="print the tables of the file, run nothing")
     parser.add_argument("--picture", action="store_true", help="draw the picture of the file, run nothing")
     options = parser.parse_args()
@@ -50,15 +71,23 @@ def main() -> None:
         if not report:
             parser.error(f"{options.output} does not exist: run the benchmark first.")
         if options.tables:
-            print(tables(report, options.steps))
+            print(tables(report, options.steps), sweep_table(report, options.steps), sep="\n\n")
+            print("", choice_table(lab.read_json(lab.RESULTS / "choice.json")), sep="\n")
         if options.picture:
             picture(report, options.steps, lab.PICTURES / "learning.svg")
+            sweep_picture(report, options.steps, lab.PICTURES / "sweep.svg")
     elif options.smoke:
         grading = Grading(canvases=20, sampled=5)
         jobs = [Job(arm, 0, 0, steps=2) for arm in ("cppo", "papo")]
         print(json.dumps(run_jobs(jobs, grading, None, options.workers)))
+    elif options.choose:
+        grading = Grading(split="validation", conditions=("clean",))
+        run_jobs(choice_jobs(2, options.steps), grading, lab.RESULTS / "choice.json", options.workers)
     else:
-        jobs = make_jobs(options.arms, options.warm_starts, options.seeds, options.steps)
+        if options.sweep:
+            jobs = sweep_jobs(options.seeds, options.steps)
+        else:
+            jobs = make_jobs(options.arms, options.warm_starts, options.seeds, options.steps)
         run_jobs(jobs, Grading(models=options.models), options.output, options.workers)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pictures
 from arms import ARMS
+from learning_runs import COEFS, SWEPT, sweep_job
 
 Values = dict[tuple[int, int], float]  # of a run each, by warm start and seed
 Run = dict[str, Any]
@@ -16,7 +17,8 @@ Run = dict[str, Any]
 
 def select(report: dict[str, Any], arm: str, figure: Callable[[Run], float], steps: int) -> Values:
     """A figure of every run of an arm."""
-    runs = [run for run in report["runs"].values() if run["job"]["arm"] == arm and run["job"]["steps"] == steps]
+    wanted = {"arm": arm, "steps": steps, "settings": {}}
+    runs = [run for run in report["runs"].values() if wanted.items() <= run["job"].items()]
     return {(run["job"]["warm_start"], run["job"]["seed"]): figure(run) for run in runs}
 
 
@@ -116,6 +118,73 @@ def tables(report: dict[str, Any], steps: int) -> str:
             lines.append([label, *cells])
         parts.append(_table([f"{title}; below GRPO: difference to it", *conditions], lines))
     return "\n\n".join(parts)
+
+
+def _swept(report: dict[str, Any], arm: str, coef: float, figure: Callable[[Run], float], steps: int) -> Values:
+    """A figure of the runs of the λ sweep, of those seeds that all its settings have."""
+    settings = [("grpo", 0.0), *((name, value) for name in SWEPT for value in COEFS)]
+
+    def runs_of(name: str, value: float) -> dict[int, Run]:
+        names = {seed: sweep_job(name, value, seed, steps).name for seed in range(100)}
+        return {seed: report["runs"][job] for seed, job in names.items() if job in report["runs"]}
+
+    shared = set.intersection(*(set(runs_of(*setting)) for setting in settings))
+    return {(0, seed): figure(run) for seed, run in runs_of(arm, coef).items() if seed in shared}
+
+
+def sweep_table(report: dict[str, Any], steps: int) -> str:
+    """Markdown: the figures of GRPO and of both forms of CPPO over λ."""
+    rows = [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]
+    if not _swept(report, *rows[0], right("clean"), steps):
+        return "No seed has all runs of the sweep."
+    figures = {**FIGURES, "gradient ratio at first": lambda run: run["history"]["cpl/gradient_ratio"][0] or 0.0}
+    lines = []
+    for arm, coef in rows:
+        values = {name: _swept(report, arm, coef, figure, steps) for name, figure in figures.items()}
+        digits = {name: 2 if name.endswith(("nats", "first")) else 1 for name in figures}
+        cells = [cell(values[name], digits[name]) if values[name] else "–" for name in figures]
+        lines.append([ARMS[arm].label, f"{coef:g}", str(len(values["greedy"])), *cells])
+    return _table(["arm", "λ", "runs", *figures], lines)
+
+
+def choice_table(report: dict[str, Any]) -> str:
+    """Markdown: GRPO and the bounds on the gradient, on the validation split; mean over seeds."""
+    groups: dict[str, list[Run]] = {}
+    for run in report.get("runs", {}).values():
+        bound = run["job"]["settings"].get("cpl_max_gradient_ratio")
+        groups.setdefault("GRPO" if bound is None else f"{bound:g}", []).append(run)
+    names = [name for name in FIGURES if name != "errors that misread"]
+    lines = []
+    for label, runs in groups.items():
+        means = [float(np.mean([FIGURES[name](run) for run in runs])) for name in names]
+        cells = [
+            f"{mean:.2f}" if name.endswith("nats") else f"{mean:.1f}" for mean, name in zip(means, names, strict=True)
+        ]
+        lines.append([label, str(len(runs)), *cells])
+    return _table(["bound at λ = 0.2", "runs", *names], lines)
+
+
+def sweep_picture(report: dict[str, Any], steps: int, path: Path) -> None:
+    """Accuracy and detection over λ of both forms of CPPO, beside GRPO."""
+    shown = ["greedy", "avg@4", "detector AUC", "ΔH of other tokens, nats"]
+    figure, [axes] = pictures.new_figure(len(shown), width=3.3, height=3.2)
+    for panel, name in zip(axes, shown, strict=True):
+        base = _swept(report, "grpo", 0.0, FIGURES[name], steps)
+        mean, low, high = interval(base)
+        panel.axhline(mean, color=pictures.GREY, label="GRPO")
+        panel.axhspan(low, high, color=pictures.GREY, alpha=0.2)
+        for number, arm in enumerate(SWEPT):
+            groups = [interval(_swept(report, arm, coef, FIGURES[name], steps)) for coef in COEFS]
+            means, lows, highs = np.array(groups).T
+            bars = [means - lows, highs - means]
+            color = pictures.COLORS[2 + number]
+            panel.errorbar(COEFS, means, yerr=bars, fmt="o-", color=color, label=ARMS[arm].label, capsize=3)
+        panel.set_xscale("log")
+        panel.set_xticks(COEFS, [f"{coef:g}" for coef in COEFS])
+        panel.set_xlabel("λ")
+        panel.set_title(name)
+    axes[0].legend(fontsize=8)
+    pictures.save(figure, path)
 
 
 def picture(report: dict[str, Any], steps: int, path: Path) -> None:

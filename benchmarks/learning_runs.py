@@ -50,6 +50,17 @@ class Job:
         return f"warm{self.warm_start} seed{self.seed} {self.arm}{changes} steps{self.steps}"
 
 
+SWEPT = ("cppo", "cppo_robust")  # arms that are run over λ
+COEFS = (0.01, 0.05, 0.2)
+BOUNDS = (0.05, 0.1, 0.2, 0.4)  # on the gradient, that the arm `cppo_robust` was chosen from
+
+
+def sweep_job(arm: str, coef: float, seed: int, steps: int) -> Job:
+    """A run from the first warm start with λ = `coef`; where that is the arm's own, the arm's own run."""
+    own = settings_of(Job(arm, 0, seed, steps))["cpl_coef"]
+    return Job(arm, 0, seed, steps, {} if coef == own else {"cpl_coef": coef})
+
+
 @dataclass(frozen=True)
 class Grading:
     """On what the trained models are graded."""
