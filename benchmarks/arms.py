@@ -59,7 +59,7 @@ class Arm:
 ARMS = {
     "grpo": Arm("GRPO", settings={"cpl_coef": 0.0}),
     "cppo": Arm("CPPO, authors' form"),
-    "cppo_robust": Arm("CPPO, bounded gradient", settings={"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.1}),
+    "cppo_robust": Arm("CPPO, bounded gradient", settings={"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}),
     "random_tokens": Arm("CPPO on random tokens", RandomTokensTrainer),
     "all_tokens": Arm("CPPO on all tokens", settings={"perception_token_ratio": None}),
     "papo": Arm(

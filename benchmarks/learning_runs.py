@@ -52,7 +52,7 @@ class Job:
 
 SWEPT = ("cppo", "cppo_robust")  # arms that are run over λ
 COEFS = (0.01, 0.05, 0.2)
-BOUNDS = (0.05, 0.1, 0.2, 0.4)  # on the gradient, that the arm `cppo_robust` was chosen from
+BOUNDS = (0.2, 0.4, 0.8, 1.6)  # on the gradient, that the arm `cppo_robust` was chosen from
 
 
 def sweep_job(arm: str, coef: float, seed: int, steps: int) -> Job:

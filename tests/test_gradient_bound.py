@@ -13,11 +13,13 @@ from trl_cppo.losses import squared_gradients
 
 
 def test_squared_gradients_are_those_of_each_loss_and_keep_the_graph():
-    logps = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    logps = (-torch.rand(3, 4, dtype=torch.float64)).requires_grad_()
     tail = logps.exp()
     losses = (tail.sum(), (2 * logps).sum())
     squares = squared_gradients(losses, logps)
-    torch.testing.assert_close(squares, torch.stack([tail.square().sum(), torch.tensor(4.0 * 12).double()]))
+    expected = [sum((p * (1 - p)) ** 2 for p in tail.flatten().tolist())]
+    expected += [sum((2 * (1 - p)) ** 2 for p in tail.flatten().tolist())]
+    assert squares.tolist() == pytest.approx(expected)
     assert not squares.requires_grad
     sum(losses).backward()  # the graph is still there
     torch.testing.assert_close(logps.grad, tail + 2)
@@ -34,7 +36,7 @@ def ratio_of(trainer):
 
 
 def gradient_at_logps(trainer, batch, coef, bound=None):
-    """The loss's gradient at the log-probs, as if they were parameters: no model stands behind them."""
+    """(1 − p) ∂loss/∂log p, the log-probs being parameters: no model stands behind them."""
     trainer.args.cpl_coef, trainer.args.cpl_max_gradient_ratio = coef, bound
     leaves = []
     score = GRPOTrainer._get_per_token_logps_and_entropies
@@ -48,7 +50,7 @@ def gradient_at_logps(trainer, batch, coef, bound=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", with_leaf)
         trainer.compute_loss(trainer.model, batch).backward()
-    return leaves[-1].grad
+    return leaves[-1].grad * (1 - leaves[-1].detach().exp())
 
 
 @pytest.fixture

@@ -48,9 +48,9 @@ class CPPOConfig(GRPOConfig):
             accumulation steps.
 
         cpl_max_gradient_ratio (`float` or `None`, *optional*, defaults to `None`):
-            Bound on λ · CPL's gradient relative to the policy loss's, both taken at the log-probabilities of a
-            micro-batch (the metric `cpl/gradient_ratio`). In a micro-batch above it λ is lowered to meet the bound;
-            below it the loss is the authors'. `None`: no bound, the authors' form.
+            Bound on λ · CPL's gradient relative to the policy loss's in a micro-batch, told from the log-probabilities
+            (the metric `cpl/gradient_ratio`). In a micro-batch above it λ is lowered to meet the bound; below it the
+            loss is the authors'. `None`: no bound, the authors' form.
 
         > Parameters that control the views
 
@@ -112,8 +112,8 @@ class CPPOConfig(GRPOConfig):
     cpl_max_gradient_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Bound on lambda * CPL's gradient relative to the policy loss's, both taken at the log-probabilities "
-            "of a micro-batch (the metric cpl/gradient_ratio): a micro-batch above it gets a smaller lambda. None: no bound."
+            "help": "Bound on lambda * CPL's gradient relative to the policy loss's in a micro-batch, told from the "
+            "log-probabilities (the metric cpl/gradient_ratio): a micro-batch above it gets a smaller lambda. None: no bound."
         },
     )
     information_preserving: list[str] = field(

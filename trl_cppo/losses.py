@@ -189,18 +189,21 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | None = None
 
 def squared_gradients(losses: tuple[torch.Tensor, ...], logps: torch.Tensor) -> torch.Tensor:
     """
-    How hard each loss pulls at the log-probabilities: the sum of the squares of its gradient there.
+    How hard each loss pulls at the policy, told from the sampled tokens: the sum of the squares of (1 − p) ∂loss/∂log p.
 
-    Only the tail of the graph is walked, from the losses to the log-probabilities, never the model. That tail is kept.
+    A log-probability passes (1 − p) of its gradient on to the logit of its token and between nothing and as much to the
+    others: a token that is nearly sure moves hardly a weight. Only the tail of the graph is walked, from the losses to the
+    log-probabilities, never the model. That tail is kept.
 
     Args:
         losses (`tuple[torch.Tensor, ...]`): 0-dim losses computed from `logps`.
-        logps (`torch.Tensor`, float): log-probabilities, of any shape.
+        logps (`torch.Tensor`, float): log p of the sampled tokens, of any shape.
 
     Returns:
         `torch.Tensor` of shape `(len(losses),)`, at least float32, without a gradient; 0 where no gradient is recorded.
     """
     if not logps.requires_grad:  # evaluation
         return torch.zeros(len(losses), device=logps.device)
+    passed_on = -torch.expm1(at_least_float32(logps.detach()))
     gradients = [torch.autograd.grad(loss, logps, retain_graph=True)[0] for loss in losses]
-    return torch.stack([at_least_float32(gradient).square().sum() for gradient in gradients])
+    return torch.stack([(passed_on * gradient).square().sum() for gradient in gradients])
