@@ -288,8 +288,11 @@ class CPPOTrainer(CardedGRPOTrainer):
         return observed_head(observe)
 
     def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
-        ratio, score = self.args.perception_token_ratio, self.args.perception_score
-        return perception_token_mask(*entropies_and_mask, ratio=ratio, score=score)
+        args = self.args
+        options = dict(
+            ratio=args.perception_token_ratio, score=args.perception_score, min_shift=args.min_entropy_shift
+        )
+        return perception_token_mask(*entropies_and_mask, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "cpl_views" not in inputs:  # cpl_coef = 0
