@@ -149,7 +149,8 @@ def _removed_entropy_floor(scores: Scores, mask: torch.Tensor, floor: float) -> 
 
 
 def _top_half_above_floor(scores: Scores, mask: torch.Tensor, floor: float) -> torch.Tensor:
-    return _package("relative_entropy_shift")(scores, mask, 0.5) & (scores["shift"] >= floor)
+    """`CPPOConfig.min_entropy_shift`."""
+    return perception_token_mask(scores["entropy"], scores["removed_entropy"], mask, min_shift=floor)
 
 
 def _change_floor(scores: Scores, mask: torch.Tensor, floor: float) -> torch.Tensor:
@@ -191,14 +192,14 @@ FAMILIES: dict[str, tuple[Rule, tuple[float, ...], str]] = {
     "k3_floor": (_floor("k3"), _SMALL_NATS, "k3 ≥ {} nats"),
     "log_prob_drop_floor": (_floor("log_prob_drop"), _NATS, "log-prob drop ≥ {} nats"),
     "removed_entropy_floor": (_removed_entropy_floor, _NATS, "ΔH > 0 and H⁻ ≥ {} nats"),
-    "top_half_above_floor": (_top_half_above_floor, _NATS, "the authors' half, and ΔH ≥ {} nats"),
+    "top_half_above_floor": (_top_half_above_floor, _NATS, "top half of the rises, and ΔH ≥ {} nats"),
     "share_of_largest_shift": (_share_of_the_largest("shift"), _SHARES, "ΔH ≥ {} of the row's largest"),
     "share_of_largest_k3": (_share_of_the_largest("k3"), _SMALL_NATS, "k3 ≥ {} of the row's largest"),
     "mass": (_mass, (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99), "{} of the row's summed ΔH"),
 }
 AUTHORS = ("top_relative_shift", 0.5)
 # Graded under every view, not under the authors' alone; the exact KL needs whole distributions of every token.
-MAIN_FAMILIES = ("shift_floor", "k3_floor", "kl_floor")
+MAIN_FAMILIES = ("top_half_above_floor", "k3_floor", "kl_floor")
 MAIN_SCORES = ("relative_shift", "shift", "k3", "kl")
 
 

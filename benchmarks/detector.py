@@ -3,7 +3,7 @@
 r"""
 Does CPPO's detector find the perception tokens? Graded on sampled rollouts of the digits task, whose perception tokens are known.
 
-    OMP_NUM_THREADS=1 python benchmarks/detector.py --models GRPO=FOLDER GRPO=FOLDER CPPO=FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/detector.py --models 'GRPO=MODELS/*seed0-grpo-*' 'CPPO=MODELS/*seed0-cppo-steps*'
     python benchmarks/detector.py --tables     # Markdown, from the JSON alone
     python benchmarks/detector.py --picture    # docs/results/detector.svg, from the JSON alone
 
@@ -13,6 +13,7 @@ every model, and describe the mean over the models of a group.
 """
 
 import argparse
+import glob
 import json
 import sys
 from collections import defaultdict
@@ -169,8 +170,11 @@ def groups_of(options: argparse.Namespace) -> dict[str, list[Path]]:
     """The folders by the name of their group, the warm starts first: the choice is made on them."""
     groups = {START: [digits.warm_start(seed) for seed in options.seeds]}
     for text in options.models:
-        name, _, folder = text.partition("=")
-        groups.setdefault(name, []).append(Path(folder))
+        name, _, pattern = text.partition("=")
+        found = sorted(Path(folder) for folder in glob.glob(pattern))
+        if not found:
+            raise SystemExit(f"--models {text}: no such folder.")
+        groups.setdefault(name, []).extend(found)
     return groups
 
 
@@ -179,6 +183,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "seeds": options.seeds, "canvases": options.canvases, "draws": options.draws, "ranking_draws": RANKING_DRAWS, "smoke": options.smoke,
         "canvas_seeds": CANVAS_SEEDS, "view_seed": VIEW_SEED, "least_recall": LEAST_RECALL,
         "recalls": RECALLS.round(2).tolist(), "strengths": detection.STRENGTHS,
+        "rules": {family: values for family, (_, values, _) in detection.FAMILIES.items()},
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))  # tuples as the file has them
     versions = {name: version(name) for name in ("trl-cppo", "torch", "torchvision", "transformers", "scikit-learn")}
@@ -202,7 +207,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=[], metavar="NAME=FOLDER", help="one name makes one group")
+    parser.add_argument(
+        "--models", nargs="*", default=[], metavar="NAME=FOLDERS", help="a group of trained models, given by a pattern"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the warm starts")
     parser.add_argument("--canvases", type=int, default=500, help="of each split, one rollout each")
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")

@@ -74,7 +74,7 @@ def _ratios(axes: Any, report: dict[str, Any]) -> None:
         axes.plot(detection.RATIOS, means, style, color=_color("relative_shift"))
         place = (ratio, means[detection.RATIOS.index(ratio)] + above)
         axes.annotate(name.replace("f1", "F1"), place, fontsize=8)
-    floor = chosen_rule(report, "shift_floor")
+    floor = chosen_rule(report, "top_half_above_floor")
     value = find_rule(rated, floor)["f1"]["mean"]
     axes.axhline(value, color=_color("shift"))
     axes.annotate(f"F1 of {detection.in_words(floor)}", (1, value + 0.03), ha="right", fontsize=8)
