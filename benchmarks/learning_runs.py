@@ -181,6 +181,8 @@ def run_jobs(jobs: list[Job], grading: Grading, path: Path | None, workers: int 
     report["arms"] = {
         **report.get("arms", {}), **{job.arm: settings_of(Job(job.arm, 0, 0)) for job in jobs}
     }  # fmt: skip
+    for arm, configuration in report["arms"].items():
+        print(arm, configuration, file=sys.stderr)
     todo = [job for job in jobs if job.name not in report["runs"]]
     for seed in sorted({job.warm_start for job in todo}):  # once, before the workers that share it
         digits.warm_start(seed=seed)
