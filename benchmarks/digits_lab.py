@@ -34,15 +34,28 @@ def encode(processor: ProcessorMixin, images: list[Image.Image]) -> dict[str, to
     return processor(text=[prompt] * len(images), images=[[image] for image in images], return_tensors="pt")
 
 
+def append_tokens(inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs with text tokens of shape `(B, T)` behind each prompt; nothing is masked."""
+    ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+    types = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tokens.size(1)))
+    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types}
+
+
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image], seed: int | None, batch_size: int = 250
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[Image.Image],
+    seed: int | None,
+    batch_size: int = 250,
+    starts: list[str] | None = None,
 ) -> torch.Tensor:
     """
     One completion of each canvas at temperature 1, as in training (no vision tokens), or the greedy one.
 
     Args:
         seed (`int` or `None`): of the draw; torch's global generator is left as it was. `None`: greedy.
+        starts (`list[str]`, *optional*): what each completion begins with; all of as many tokens, which are not returned.
 
     Returns:
         `torch.Tensor` of shape `(B, 28)`, int64: padded on the right.
@@ -55,6 +68,9 @@ def sample(
         torch.manual_seed(seed or 0)
         for start in range(0, len(images), batch_size):
             inputs = encode(processor, images[start : start + batch_size])
+            if starts and starts[0]:
+                given = processor.tokenizer(starts[start : start + batch_size], return_tensors="pt")["input_ids"]
+                inputs = append_tokens(inputs, given)
             ids = model.generate(
                 **inputs, **draw, top_k=None, max_new_tokens=length, use_cache=True,
                 suppress_tokens=[config.image_token_id, config.video_token_id],
@@ -98,10 +114,7 @@ def log_distributions(
     for start in range(0, len(images), batch_size):
         inputs = encode(processor, images[start : start + batch_size])
         tail = completions[start : start + batch_size]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tail.size(1)))
+        inputs = append_tokens(inputs, tail)
         logits = model(**inputs).logits[:, -tail.size(1) - 1 : -1]
         parts.append(logits.float().log_softmax(dim=-1))
     return torch.cat(parts)

@@ -149,7 +149,7 @@ def write_metrics(trainer: CPPOTrainer) -> None:
     history = metric_history(trainer.state.log_history)
     settings = ["seed", "max_steps", "learning_rate", "num_generations", "cpl_coef", "cpl_temperature"]
     settings += ["cpl_divergence", "cpl_reduction", "perception_token_ratio", "perception_score", "gate_by_advantage"]
-    settings += ["information_preserving", "information_removing"]
+    settings += ["min_entropy_shift", "cpl_max_gradient_ratio", "information_preserving", "information_removing"]
     report = {
         "steps": trainer.state.global_step,
         "settings": {name: getattr(args, name) for name in settings},

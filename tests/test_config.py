@@ -19,6 +19,9 @@ OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g 
         ("cpl_coef", float("nan"), "cpl_coef must be 0"),
         ("cpl_temperature", 0.0, "cpl_temperature must be positive"),
         ("cpl_temperature", float("inf"), "cpl_temperature must be positive"),
+        ("cpl_max_gradient_ratio", 0.0, "cpl_max_gradient_ratio must be positive"),
+        ("cpl_max_gradient_ratio", float("inf"), "or None for no bound"),
+        ("min_entropy_shift", -0.1, "min_entropy_shift must be 0 or positive"),
         ("cpl_divergence", "js", "k3, k1, kl; got 'js'"),
         ("perception_token_ratio", 0.0, r"\(0, 1\]"),
         ("perception_token_ratio", 1.1, r"\(0, 1\]"),
@@ -33,8 +36,14 @@ def test_bad_values_are_refused_with_the_allowed_ones(tmp_path, setting, value, 
         CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{setting: value})
 
 
+def test_a_least_shift_without_a_ratio_is_refused(tmp_path):
+    settings = {"min_entropy_shift": 0.1, "perception_token_ratio": None}
+    with pytest.raises(ValueError, match="Set perception_token_ratio to 1.0"):
+        CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
 def test_every_field_has_a_help_text_and_a_docstring_entry():
-    assert len(OWN) == 10
+    assert len(OWN) == 12
     for field in OWN:
         assert len(field.metadata["help"]) > 40
         assert f"        {field.name} (" in CPPOConfig.__doc__
@@ -45,7 +54,8 @@ def test_every_field_is_a_flag():
         "--cpl_coef", "0.02", "--cpl_temperature", "0.2", "--cpl_divergence", "k1", "--perception_token_ratio", "0.4",
         "--perception_score", "entropy_shift", "--gate_by_advantage", "False", "--cpl_reduction", "token",
         "--information_preserving", "gaussian_blur", "--information_removing", "black_squares", "zoom_crop",
-        "--suppress_vision_tokens", "False", "--use_cpu", "--bf16", "False",
+        "--suppress_vision_tokens", "False", "--cpl_max_gradient_ratio", "0.1", "--min_entropy_shift", "0.2",
+        "--use_cpu", "--bf16", "False",
     ]  # fmt: skip
     [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
     assert all(getattr(config, field.name) != default_of(field) for field in OWN)

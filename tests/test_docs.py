@@ -257,7 +257,7 @@ def test_settings_that_are_named_exist(page):
 
 
 def test_metrics_that_are_named_exist_and_all_are_named():
-    metrics = set(cpl_metrics(torch.ones(10), "sequence"))
+    metrics = set(cpl_metrics(torch.ones(12), "sequence"))
     for page in PAGES:
         named = {f"cpl/{name}" for name in re.findall(r"\bcpl/(\w+)", page.read_text())}
         assert named <= metrics, page.name

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trl_cppo.losses import contrastive_perception_loss, masked_mean, perception_token_mask, token_divergence
 
 
-def mask_by_loop(entropies, removed, mask, ratio, score):
+def mask_by_loop(entropies, removed, mask, ratio, score, min_shift):
     """The selection of one row after another, in Python floats."""
     selected = [[False] * len(row) for row in entropies]
     for b, (row, removed_row, mask_row) in enumerate(zip(entropies, removed, mask, strict=True)):
@@ -26,7 +26,7 @@ def mask_by_loop(entropies, removed, mask, ratio, score):
             k = max(1, math.floor(ratio * len(scores)))
             kth = sorted(scores.values(), reverse=True)[k - 1]
             for t, value in scores.items():
-                selected[b][t] = value >= kth
+                selected[b][t] = value >= kth and removed_row[t] - row[t] >= min_shift
     return selected
 
 
@@ -56,12 +56,13 @@ def random_case(seed, rows=6, length=23):
 
 
 @pytest.mark.parametrize("score", ["relative_entropy_shift", "entropy_shift"])
+@pytest.mark.parametrize("min_shift", [0.0, 0.8])
 @pytest.mark.parametrize("ratio", [0.01, 0.29, 0.5, 0.7, 1.0])
-def test_mask_agrees_with_the_loop(ratio, score):
+def test_mask_agrees_with_the_loop(ratio, score, min_shift):
     for seed in range(20):
         entropies, removed, mask = random_case(seed)
-        expected = mask_by_loop(entropies.tolist(), removed.tolist(), mask.tolist(), ratio, score)
-        assert perception_token_mask(entropies, removed, mask, ratio, score).tolist() == expected
+        expected = mask_by_loop(entropies.tolist(), removed.tolist(), mask.tolist(), ratio, score, min_shift)
+        assert perception_token_mask(entropies, removed, mask, ratio, score, min_shift).tolist() == expected
 
 
 def test_ratio_is_floored_as_python_does():

@@ -33,7 +33,7 @@ def test_a_short_run_logs_every_metric_each_step(tmp_path, family):
     trainer.train()
     trainer.evaluate()
     names = ["loss", "gated_ratio", "perception_ratio", "entropy_shift", "divergence_preserved"]
-    names = [f"cpl/{name}" for name in [*names, "divergence_removed", "contrast_accuracy"]]
+    names = [f"cpl/{name}" for name in [*names, "divergence_removed", "contrast_accuracy", "gradient_ratio"]]
     for name in names:
         assert len(logged(trainer, name)) == 3 and len(logged(trainer, f"eval_{name}")) == 1
     for name in ("cpl/gated_ratio", "cpl/perception_ratio", "cpl/contrast_accuracy"):

@@ -31,13 +31,15 @@ def perception_token_mask(
     completion_mask: torch.Tensor,
     ratio: float | None = 0.5,
     score: str = "relative_entropy_shift",
+    min_shift: float = 0.0,
 ) -> torch.Tensor:
     """
     Select the tokens whose prediction depends on what the information-removing view took away.
 
     With the entropy shift ΔH_t = H⁻_t − H_t, the candidates of a row are its completion tokens with ΔH_t > 0. Of these
     `n` candidates, those whose score reaches the `max(1, floor(ratio · n))`-th largest are selected; ties at that
-    score are all selected. A row without a candidate selects nothing. No gradient flows through the selection.
+    score are all selected, and those with ΔH_t < `min_shift` are left out again. A row without a candidate selects
+    nothing. No gradient flows through the selection.
 
     Args:
         entropies (`torch.Tensor` of shape `(B, T)`, float):
@@ -51,6 +53,8 @@ def perception_token_mask(
         score (`str`, *optional*, defaults to `"relative_entropy_shift"`):
             `"relative_entropy_shift"` ranks by `relu(ΔH_t) / (H⁻_t + 1e-6)` (the authors' code), `"entropy_shift"` by
             `ΔH_t` (the paper's wording).
+        min_shift (`float`, *optional*, defaults to `0.0`):
+            The least ΔH_t of a selected token, in nats. Without effect where `ratio` is `None`.
 
     Returns:
         `torch.Tensor` of shape `(B, T)`, bool.
@@ -64,7 +68,8 @@ def perception_token_mask(
     completion_mask = completion_mask.bool()
     if ratio is None:
         return completion_mask
-    candidates = completion_mask & (at_least_float32(removed_entropies) > at_least_float32(entropies))
+    shift = at_least_float32(removed_entropies) - at_least_float32(entropies)
+    candidates = completion_mask & (shift > 0)
     values = token_scores(entropies, removed_entropies, score).masked_fill(~candidates, -torch.inf)
 
     length = values.size(1)
@@ -74,7 +79,7 @@ def perception_token_mask(
     kept = torch.tensor([max(1, math.floor(ratio * n)) for n in range(length + 1)], device=values.device)
     rank = kept[candidates.sum(dim=1)]
     threshold = values.sort(dim=1, descending=True).values.gather(1, rank.unsqueeze(1) - 1)
-    return candidates & (values >= threshold)
+    return candidates & (values >= threshold) & (shift >= min_shift)
 
 
 @torch.no_grad()
@@ -185,3 +190,25 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | None = None
     if dim is None:
         return total.sum() / mask.sum().clamp(min=1)
     return total.sum(dim) / mask.sum(dim).clamp(min=1)
+
+
+def squared_gradients(losses: tuple[torch.Tensor, ...], logps: torch.Tensor) -> torch.Tensor:
+    """
+    How hard each loss pulls at the policy, told from the sampled tokens: the sum of the squares of (1 − p) ∂loss/∂log p.
+
+    A log-probability passes (1 − p) of its gradient on to the logit of its token and between nothing and as much to the
+    others: a token that is nearly sure moves hardly a weight. Only the tail of the graph is walked, from the losses to the
+    log-probabilities, never the model. That tail is kept.
+
+    Args:
+        losses (`tuple[torch.Tensor, ...]`): 0-dim losses computed from `logps`.
+        logps (`torch.Tensor`, float): log p of the sampled tokens, of any shape.
+
+    Returns:
+        `torch.Tensor` of shape `(len(losses),)`, at least float32, without a gradient; 0 where no gradient is recorded.
+    """
+    if not logps.requires_grad:  # evaluation
+        return torch.zeros(len(losses), device=logps.device)
+    passed_on = -torch.expm1(at_least_float32(logps.detach()))
+    gradients = [torch.autograd.grad(loss, logps, retain_graph=True)[0] for loss in losses]
+    return torch.stack([(passed_on * gradient).square().sum() for gradient in gradients])

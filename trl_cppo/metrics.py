@@ -7,6 +7,7 @@ Shapes: `N` gated rows, `T` completion tokens.
 
 import torch
 
+from .losses import masked_mean
 from .view_batch import ViewScores
 
 
@@ -22,7 +23,6 @@ def cpl_sums(
     selected: torch.Tensor,
     divergences: tuple[torch.Tensor, torch.Tensor],
     token_loss: torch.Tensor,
-    row_loss: torch.Tensor,
     num_rows: int,
 ) -> torch.Tensor:
     """
@@ -34,18 +34,17 @@ def cpl_sums(
         selected (`torch.Tensor` of shape `(N, T)`, bool): the perception tokens.
         divergences (`tuple[torch.Tensor, torch.Tensor]`, each of shape `(N, T)`, float): d⁺ and d⁻, 0 where not selected.
         token_loss (`torch.Tensor` of shape `(N, T)`, float): the CPL of each token.
-        row_loss (`torch.Tensor` of shape `(N,)`, float): its mean over each row's perception tokens.
         num_rows (`int`): rows of the micro-batch, gated or not.
 
     Returns:
-        `torch.Tensor` of shape `(10,)`, float32: what [`cpl_metrics`] reads.
+        `torch.Tensor` of shape `(10,)`, float32: the first ten of what [`cpl_metrics`] reads.
     """
     to_preserved, to_removed = divergences
     shift = (scores.removed_entropies.float() - scores.entropies.float()).masked_fill(~completion_mask, 0.0)
     sums = [
-        row_loss.sum(),
+        masked_mean(token_loss, selected, dim=1).sum(),
         token_loss.masked_fill(~selected, 0.0).sum(),
-        torch.tensor(len(row_loss)),
+        torch.tensor(len(token_loss)),
         torch.tensor(num_rows),
         completion_mask.sum(),
         selected.sum(),
@@ -62,13 +61,14 @@ def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
     The metrics from the sums of all processes.
 
     Args:
-        sums (`torch.Tensor` of shape `(10,)`): added-up results of [`cpl_sums`].
+        sums (`torch.Tensor` of shape `(12,)`): added-up results of [`cpl_sums`], then those of
+            [`~trl_cppo.losses.squared_gradients`] for the policy loss and for λ · CPL.
         reduction (`str`): `args.cpl_reduction`; `cpl/loss` is the mean over gated rows or over perception tokens.
 
     Returns:
         `dict[str, float]`: the same keys whatever the sums; NaN where nothing can be averaged.
     """
-    row_loss, token_loss, gated, rows, tokens, selected, shift, preserved, removed, correct = sums.tolist()
+    row_loss, token_loss, gated, rows, tokens, selected, shift, preserved, removed, correct, *squares = sums.tolist()
     return {
         "cpl/loss": _quotient(row_loss, gated) if reduction == "sequence" else _quotient(token_loss, selected),
         "cpl/gated_ratio": _quotient(gated, rows),
@@ -77,4 +77,5 @@ def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
         "cpl/divergence_preserved": _quotient(preserved, selected),
         "cpl/divergence_removed": _quotient(removed, selected),
         "cpl/contrast_accuracy": _quotient(correct, selected),
+        "cpl/gradient_ratio": _quotient(squares[1], squares[0]) ** 0.5,
     }

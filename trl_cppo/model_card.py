@@ -210,10 +210,13 @@ def _training_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
 
 def _cpl_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
     args, maker = trainer.args, trainer._view_maker
-    ratio = args.perception_token_ratio
+    ratio, bound = args.perception_token_ratio, args.cpl_max_gradient_ratio
     share = (
         "all completion tokens" if ratio is None else f"the upper {number(ratio)} of the tokens with a rising entropy"
     )
+
+    if args.min_entropy_shift:
+        share += f" of at least {number(args.min_entropy_shift)} nats"
 
     def names(views: list[Any]) -> str:
         return ", ".join(escape(name) for name in dict.fromkeys(map(get_callable_name, views)))
@@ -223,6 +226,7 @@ def _cpl_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
         ("τ (`cpl_temperature`)", number(args.cpl_temperature)),
         ("Divergence", f"`{args.cpl_divergence}`"),
         ("Perception tokens", f"{share}, by `{args.perception_score}`"),
+        *([] if bound is None else [("Bound (`cpl_max_gradient_ratio`)", number(bound))]),
         ("Gate", "rollouts with a positive advantage" if args.gate_by_advantage else "none"),
         ("Reduction", f"`{args.cpl_reduction}`"),
         ("Information-preserving views", names(maker.preserving)),

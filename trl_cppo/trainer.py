@@ -22,9 +22,9 @@ from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .fused_head import kl_to_views, observed_head, scored_positions
-from .losses import divergence_contrast, masked_mean, perception_token_mask, token_divergence
+from .losses import divergence_contrast, masked_mean, perception_token_mask, squared_gradients, token_divergence
 from .metrics import cpl_metrics, cpl_sums
-from .view_batch import ViewPair, append_view_rows, split_scores
+from .view_batch import ViewPair, ViewScores, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
 
@@ -288,8 +288,11 @@ class CPPOTrainer(CardedGRPOTrainer):
         return observed_head(observe)
 
     def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
-        ratio, score = self.args.perception_token_ratio, self.args.perception_score
-        return perception_token_mask(*entropies_and_mask, ratio=ratio, score=score)
+        args = self.args
+        options = dict(
+            ratio=args.perception_token_ratio, score=args.perception_score, min_shift=args.min_entropy_shift
+        )
+        return perception_token_mask(*entropies_and_mask, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "cpl_views" not in inputs:  # cpl_coef = 0
@@ -303,24 +306,44 @@ class CPPOTrainer(CardedGRPOTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
             self._view_scoring = None
-        return loss + self.args.cpl_coef * self._contrastive_perception_loss(inputs, request)
+        return loss + self._contrastive_perception_loss(inputs, request, loss)
 
-    def _contrastive_perception_loss(self, inputs: dict[str, Any], request: _ViewScoring) -> torch.Tensor:
-        """The micro-batch's share of the CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
+    def _contrastive_perception_loss(
+        self, inputs: dict[str, Any], request: _ViewScoring, policy_loss: torch.Tensor
+    ) -> torch.Tensor:
+        """The micro-batch's share of λ · CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
         scores = split_scores(request.logps, request.entropies, request.rows)
-        if request.divergences is None:
+        if request.selected is None:
             request.selected = self._select(scores.entropies, scores.removed_entropies, request.mask)
-            # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
-            anchor, *views = (tensor.masked_fill(~request.selected, 0.0) for tensor in scores.logps)
-            request.divergences = tuple(token_divergence(anchor, view, self.args.cpl_divergence) for view in views)
-        selected, divergences = request.selected, request.divergences
+        selected = request.selected
         self._keep_selection(inputs, request.rows, selected)
+        exact = request.divergences is not None
+        # The exact KL comes from hidden states: what it does to the log-probs is told by its estimate.
+        estimates = self._estimates(scores, selected, "k3" if exact else self.args.cpl_divergence)
+        divergences = request.divergences if exact else estimates
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
-        row_loss = masked_mean(loss, selected, dim=1)
-        sums = cpl_sums(scores, request.mask, selected, divergences, loss, row_loss, len(inputs["cpl_views"]))
-        totals = self.accelerator.reduce(sums, reduction="sum")
-        for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
+        share = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
+        told = divergence_contrast(*estimates, self.args.cpl_temperature)
+        told_share = self.args.cpl_coef * self._share_of_window(inputs, told, selected)
+        sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
+        squares = squared_gradients((policy_loss, told_share), request.logps)
+        metrics = cpl_metrics(self.accelerator.reduce(torch.cat([sums, squares]), "sum"), self.args.cpl_reduction)
+        for name, value in metrics.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
+        ratio, limit = metrics["cpl/gradient_ratio"], self.args.cpl_max_gradient_ratio
+        return share * (limit / ratio) if limit is not None and ratio > limit else share
+
+    def _estimates(
+        self, scores: ViewScores, selected: torch.Tensor, divergence: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """d⁺ and d⁻ from the log-probs of the sampled tokens, each `(N, T)`, 0 where nothing is selected."""
+        # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
+        anchor, *views = (tensor.masked_fill(~selected, 0.0) for tensor in scores.logps)
+        preserved, removed = (token_divergence(anchor, view, divergence) for view in views)
+        return preserved, removed
+
+    def _share_of_window(self, inputs: dict[str, Any], loss: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
+        """The token losses `(N, T)` reduced as `cpl_reduction` says."""
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
         if self.args.cpl_reduction == "token":
             return masked_mean(loss, selected) / steps
@@ -329,4 +352,4 @@ class CPPOTrainer(CardedGRPOTrainer):
         num_gated = inputs["num_gated_rows"].clamp(min=1) / self.accelerator.num_processes
         if self.model.training:
             num_gated = num_gated * steps / self.args.steps_per_generation
-        return row_loss.sum() / num_gated
+        return masked_mean(loss, selected, dim=1).sum() / num_gated

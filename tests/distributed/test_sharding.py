@@ -33,6 +33,7 @@ REFERENCES = [
     {"name": "accumulation", "accumulation": 2},
     {"name": "adamw", "optim": "adamw_torch"},
     {"name": "kl", "divergence": "kl"},
+    {"name": "bounded", "bound": 0.05},
     {"name": "kl_lora", "divergence": "kl", "lora": True},
     *({"name": scenario, "scenario": scenario} for scenario in SCENARIOS),
     {"name": "text_only_lora", "scenario": "text_only_rank", "lora": True},
@@ -48,7 +49,7 @@ def runs_of(backend: str, full_matrix: bool) -> list[dict]:
         for kind in ("reentrant", "non_reentrant"):
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
         runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS]
-        runs += [{"name": "kl", "divergence": "kl"}]
+        runs += [{"name": "kl", "divergence": "kl"}, {"name": "bounded", "bound": 0.05}]
         runs += [{"name": "kl_lora-reentrant", "divergence": "kl", "lora": True, "checkpointing": "reentrant"}]
         runs += [{**REFERENCES[-1], "name": "text_only_lora-non_reentrant", "checkpointing": "non_reentrant"}]
     else:
@@ -180,6 +181,8 @@ def test_the_runs_move_the_weights_and_have_a_perception_loss(launches):
     steps = [log for log in full.logs[0] if "loss" in log]
     assert len(steps) == 3
     assert all(log["cpl/loss"] > 0.1 and log["cpl/perception_ratio"] > 0.05 for log in steps)
+    bounded = launches.result("one", "bounded")
+    assert min(log["cpl/gradient_ratio"] for log in bounded.logs[0] if "loss" in log) > 0.05  # so the bound is at work
     scenario = launches.result("one", "text_only_rank")
     moved = max((full.weights[key] - value).abs().max().item() for key, value in scenario.weights.items())
     assert moved > 1000 * WEIGHT

@@ -66,6 +66,7 @@ class Run:
     kill_at: int | None = None  # the step before which every process kills itself
     resume: bool = False
     divergence: str = "k3"
+    bound: float | None = None
     optim: str = "sgd"  # unlike Adam's, its steps show a wrongly scaled gradient
 
     @property
@@ -153,6 +154,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         optim=run.optim,
         cpl_coef=1.0,
         cpl_divergence=run.divergence,
+        cpl_max_gradient_ratio=run.bound,
         save_strategy="steps" if run.save else "no",
         save_steps=1,
         **checkpointing,

@@ -77,6 +77,7 @@ class ReportArguments:
     information_removing: list[str] = _as_in_training("information_removing")
     perception_token_ratio: float | None = _as_in_training("perception_token_ratio")
     perception_score: str = _as_in_training("perception_score")
+    min_entropy_shift: float = _as_in_training("min_entropy_shift")
     cpl_divergence: str = _as_in_training("cpl_divergence")
 
     def __post_init__(self):

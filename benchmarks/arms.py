@@ -1,0 +1,70 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The methods that the learning benchmarks compare, each a trainer class and settings.
+
+Shapes: `N` gated rows, `T` completion tokens.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trl_cppo import CPPOTrainer
+from trl_cppo.losses import masked_mean, token_divergence
+from trl_cppo.view_batch import split_scores
+
+
+class RandomTokensTrainer(CPPOTrainer):
+    """CPPO on as many tokens of each row as CPPO would select, but drawn at random among those that count."""
+
+    def _select(self, entropies: torch.Tensor, removed_entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        counts = super()._select(entropies, removed_entropies, mask).sum(dim=1, keepdim=True)
+        # A generator of its own: the rollouts are drawn from torch's global one and must stay those of the other arms.
+        generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + self.state.global_step)
+        draws = torch.rand(mask.shape, generator=generator).masked_fill(~mask, 2.0)
+        return mask & (draws.argsort(dim=1).argsort(dim=1) < counts)
+
+
+class PAPOTrainer(CPPOTrainer):
+    """
+    PAPO's loss (arXiv 2507.06448) in the place of the CPL, with `cpl_coef` as γ:
+    L_GRPO − γ · KL(anchor ‖ masked) + η · (H(anchor) + H(masked)), on all tokens of all rollouts, KL by k3, η = 0.03.
+    """
+
+    eta = 0.03  # both entropies' weight in PAPO's scripts
+
+    def _contrastive_perception_loss(
+        self, inputs: dict[str, Any], request: Any, policy_loss: torch.Tensor
+    ) -> torch.Tensor:
+        if not request.entropies.requires_grad:
+            raise RuntimeError("PAPO's double entropy loss needs entropies with a gradient; this TRL gives none.")
+        logps, num_anchors = (
+            split_scores(request.logps, request.entropies, request.rows).logps,
+            len(inputs["cpl_views"]),
+        )
+        divergence = masked_mean(token_divergence(logps[0], logps[2]), request.mask)
+        anchor, _, masked = request.entropies.split([num_anchors, len(request.rows), len(request.rows)])
+        entropies = masked_mean(anchor[request.rows], request.mask) + masked_mean(masked, request.mask)
+        return self.eta * entropies - self.args.cpl_coef * divergence
+
+
+@dataclass(frozen=True)
+class Arm:
+    label: str
+    trainer: type[CPPOTrainer] = CPPOTrainer
+    settings: dict[str, Any] = field(default_factory=dict)  # on top of examples/configs/digits.yaml
+
+
+ARMS = {
+    "grpo": Arm("GRPO", settings={"cpl_coef": 0.0}),
+    "cppo": Arm("CPPO, authors' form"),
+    "cppo_robust": Arm("CPPO, bounded gradient", settings={"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}),
+    "random_tokens": Arm("CPPO on random tokens", RandomTokensTrainer),
+    "all_tokens": Arm("CPPO on all tokens", settings={"perception_token_ratio": None}),
+    "papo": Arm(
+        "PAPO's loss",
+        PAPOTrainer,
+        {"gate_by_advantage": False, "perception_token_ratio": None, "information_removing": ["patch_blackening"]},
+    ),
+}

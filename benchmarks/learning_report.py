@@ -1,0 +1,230 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and the picture of the learning benchmark, from its JSON alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictures
+from arms import ARMS
+from learning_runs import COEFS, SWEPT, sweep_job
+
+Values = dict[tuple[int, int], float]  # of a run each, by warm start and seed
+Run = dict[str, Any]
+
+
+def select(report: dict[str, Any], arm: str, figure: Callable[[Run], float], steps: int) -> Values:
+    """A figure of every run of an arm."""
+    wanted = {"arm": arm, "steps": steps, "settings": {}}
+    runs = [run for run in report["runs"].values() if wanted.items() <= run["job"].items()]
+    return {(run["job"]["warm_start"], run["job"]["seed"]): figure(run) for run in runs}
+
+
+def paired(values: Values, baseline: Values) -> Values:
+    """Differences where both have a run of the same warm start and seed: it drew the same prompts."""
+    return {key: value - baseline[key] for key, value in values.items() if key in baseline}
+
+
+def interval(values: Values, draws: int = 10_000) -> tuple[float, float, float]:
+    """
+    Mean and 95 % interval by a two-level bootstrap: warm starts are drawn anew, then seeds within each.
+
+    Three warm starts are few: the interval covers what these three show, and is wide where they disagree.
+    """
+    draw = np.random.default_rng(0)
+    groups: dict[int, list[float]] = {}
+    for (warm, _), value in values.items():
+        groups.setdefault(warm, []).append(value)
+    members = list(groups.values())
+    chosen = draw.integers(0, len(members), (draws, len(members)))
+    # the mean of a fresh draw of seeds, for each place of each draw of warm starts
+    means = np.empty(chosen.shape)
+    for group, own in enumerate(members):
+        places = chosen == group
+        means[places] = np.asarray(own)[draw.integers(0, len(own), (int(places.sum()), len(own)))].mean(axis=1)
+    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
+    return float(np.mean([np.mean(own) for own in members])), float(low), float(high)
+
+
+def right(condition: str, kind: str = "right") -> Callable[[Run], float]:
+    return lambda run: 100 * run["conditions"][condition][kind]
+
+
+def misread_share(run: Run) -> float:
+    """Of the greedy errors on clean canvases, the share that misread a digit, in per cent."""
+    clean = run["conditions"]["clean"]
+    errors = 1 - clean["right"]
+    return 100 * clean["misread"] / errors if errors else float("nan")
+
+
+FIGURES: dict[str, Callable[[Run], float]] = {
+    "greedy": right("clean"),
+    "avg@4": right("clean", "avg@4"),
+    "training reward, last 10 steps": lambda run: 100 * run["history"]["rewards/sum_reward/mean"][-1],
+    "errors that misread": misread_share,
+    "detector AUC": lambda run: 100 * run["detector"]["auc"],
+    "ΔH of perception tokens, nats": lambda run: run["detector"]["shift_perception"],
+    "ΔH of other tokens, nats": lambda run: run["detector"]["shift_other"],
+}
+
+
+def cell(values: Values, digits: int = 1) -> str:
+    mean, low, high = interval(values)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def difference(values: Values, baseline: Values) -> str:
+    mean, low, high = interval(paired(values, baseline))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def tables(report: dict[str, Any], steps: int) -> str:
+    """Markdown: figures by arm, differences to GRPO by condition, GRPO with twice the budget."""
+    present = [arm for arm in ARMS if select(report, arm, right("clean"), steps)]
+    rows = [("warm start", "grpo", 0), *((ARMS[arm].label, arm, steps) for arm in present)]
+    rows.append(("GRPO, twice the steps", "grpo", 2 * steps))
+    rows = [row for row in rows if select(report, row[1], right("clean"), row[2])]
+    counts = {label: len(select(report, arm, right("clean"), length)) for label, arm, length in rows}
+    digits = {name: 2 if name.endswith("nats") else 1 for name in FIGURES}
+    first = _table(
+        ["arm", "runs", *FIGURES],
+        [
+            [label, str(counts[label])]
+            + [
+                "–" if name.startswith("training") and length == 0
+                else cell(select(report, arm, figure, length), digits[name]) for name, figure in FIGURES.items()
+            ]
+            for label, arm, length in rows
+        ],
+    )  # fmt: skip
+    conditions = report["grading"]["conditions"]
+    parts = [first]
+    for title, kind in (("greedy", "right"), ("avg@4", "avg@4")):
+        lines = []
+        for label, arm, length in rows:
+            cells = []
+            for condition in conditions:
+                values = select(report, arm, right(condition, kind), length)
+                base = select(report, "grpo", right(condition, kind), steps)
+                plain = label in ("warm start", ARMS["grpo"].label)
+                cells.append(cell(values) if plain else difference(values, base))
+            lines.append([label, *cells])
+        parts.append(_table([f"{title}; below GRPO: difference to it", *conditions], lines))
+    return "\n\n".join(parts)
+
+
+def _swept(report: dict[str, Any], arm: str, coef: float, figure: Callable[[Run], float], steps: int) -> Values:
+    """A figure of the runs of the λ sweep, of those seeds that all its settings have."""
+    settings = [("grpo", 0.0), *((name, value) for name in SWEPT for value in COEFS)]
+
+    def runs_of(name: str, value: float) -> dict[int, Run]:
+        names = {seed: sweep_job(name, value, seed, steps).name for seed in range(100)}
+        return {seed: report["runs"][job] for seed, job in names.items() if job in report["runs"]}
+
+    shared = set.intersection(*(set(runs_of(*setting)) for setting in settings))
+    return {(0, seed): figure(run) for seed, run in runs_of(arm, coef).items() if seed in shared}
+
+
+def sweep_table(report: dict[str, Any], steps: int) -> str:
+    """Markdown: the figures of GRPO and of both forms of CPPO over λ."""
+    rows = [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]
+    if not _swept(report, *rows[0], right("clean"), steps):
+        return "No seed has all runs of the sweep."
+    figures = {**FIGURES, "gradient ratio at first": lambda run: run["history"]["cpl/gradient_ratio"][0] or 0.0}
+    lines = []
+    for arm, coef in rows:
+        values = {name: _swept(report, arm, coef, figure, steps) for name, figure in figures.items()}
+        digits = {name: 2 if name.endswith(("nats", "first")) else 1 for name in figures}
+        cells = [cell(values[name], digits[name]) if values[name] else "–" for name in figures]
+        lines.append([ARMS[arm].label, f"{coef:g}", str(len(values["greedy"])), *cells])
+    return _table(["arm", "λ", "runs", *figures], lines)
+
+
+def choice_table(report: dict[str, Any]) -> str:
+    """Markdown: GRPO and the bounds on the gradient, on the validation split; mean over seeds."""
+    groups: dict[str, list[Run]] = {}
+    for run in report.get("runs", {}).values():
+        bound = run["job"]["settings"].get("cpl_max_gradient_ratio")
+        groups.setdefault("GRPO" if bound is None else f"{bound:g}", []).append(run)
+    names = [name for name in FIGURES if name != "errors that misread"]
+    lines = []
+    for label, runs in groups.items():
+        means = [float(np.mean([FIGURES[name](run) for run in runs])) for name in names]
+        cells = [
+            f"{mean:.2f}" if name.endswith("nats") else f"{mean:.1f}" for mean, name in zip(means, names, strict=True)
+        ]
+        lines.append([label, str(len(runs)), *cells])
+    return _table(["bound at λ = 0.2", "runs", *names], lines)
+
+
+def sweep_picture(report: dict[str, Any], steps: int, path: Path) -> None:
+    """Accuracy and detection over λ of both forms of CPPO, beside GRPO."""
+    shown = ["greedy", "avg@4", "detector AUC", "ΔH of other tokens, nats"]
+    figure, [axes] = pictures.new_figure(len(shown), width=3.3, height=3.2)
+    for panel, name in zip(axes, shown, strict=True):
+        base = _swept(report, "grpo", 0.0, FIGURES[name], steps)
+        mean, low, high = interval(base)
+        panel.axhline(mean, color=pictures.GREY, label="GRPO")
+        panel.axhspan(low, high, color=pictures.GREY, alpha=0.2)
+        for number, arm in enumerate(SWEPT):
+            groups = [interval(_swept(report, arm, coef, FIGURES[name], steps)) for coef in COEFS]
+            means, lows, highs = np.array(groups).T
+            bars = [means - lows, highs - means]
+            color = pictures.COLORS[2 + number]
+            panel.errorbar(COEFS, means, yerr=bars, fmt="o-", color=color, label=ARMS[arm].label, capsize=3)
+        panel.set_xscale("log")
+        panel.set_xticks(COEFS, [f"{coef:g}" for coef in COEFS])
+        panel.set_xlabel("λ")
+        panel.set_title(name)
+    axes[0].legend(fontsize=8)
+    pictures.save(figure, path)
+
+
+def picture(report: dict[str, Any], steps: int, path: Path) -> None:
+    """Accuracy by arm with intervals; the paired differences to GRPO on the clean and on each shifted condition."""
+    arms = [arm for arm in ARMS if select(report, arm, right("clean"), steps)]
+    figure, [[accuracy, shifts]] = pictures.new_figure(2, width=5.6, height=3.8)
+    places = np.arange(len(arms))[::-1]
+    for offset, kind, name, color in [
+        (0.12, "right", "greedy", pictures.COLORS[0]),
+        (-0.12, "avg@4", "sampled, avg@4", pictures.COLORS[1]),
+    ]:
+        _whiskers(
+            accuracy,
+            [select(report, arm, right("clean", kind), steps) for arm in arms],
+            places + offset,
+            color,
+            label=name,
+        )
+    accuracy.set_yticks(places, [ARMS[arm].label for arm in arms])
+    accuracy.set_xlabel("right answers on clean held-out canvases, %")
+    accuracy.legend(loc="best")
+    conditions = report["grading"]["conditions"]
+    rows = np.arange(len(conditions))[::-1]
+    others = [arm for arm in arms if arm in ("cppo", "cppo_robust")]
+    for number, arm in enumerate(others):
+        differences = [
+            paired(select(report, arm, right(name), steps), select(report, "grpo", right(name), steps))
+            for name in conditions
+        ]
+        offset = 0.12 - 0.24 * number
+        _whiskers(shifts, differences, rows + offset, pictures.COLORS[2 + number], label=ARMS[arm].label)
+    shifts.axvline(0, color=pictures.GREY, linewidth=1)
+    shifts.set_yticks(rows, conditions)
+    shifts.set_xlabel("greedy accuracy minus GRPO's, points")
+    shifts.legend(loc="best")
+    pictures.save(figure, path)
+
+
+def _whiskers(axes: Any, groups: list[Values], places: np.ndarray, color: str, label: str) -> None:
+    means, lows, highs = np.array([interval(values) for values in groups]).T
+    axes.errorbar(
+        means, places, xerr=[means - lows, highs - means], fmt="o", color=color, label=label, capsize=3, markersize=5
+    )
