@@ -11,6 +11,7 @@ import digits_lab as lab
 import numpy as np
 import pictures
 from gradient_effects import EFFECTS
+from learning_report import interval
 
 Batch = dict[str, Any]
 SHOWN = {  # part: its label in the picture
@@ -22,7 +23,8 @@ SHOWN = {  # part: its label in the picture
     "cpl: tokens with d⁺ ≥ d⁻": "CPL, tokens with d⁺ ≥ d⁻",
     "cpl: tokens with d⁺ < d⁻": "CPL, tokens with d⁺ < d⁻",
 }
-PROXIES = {"logps": "at the log-probs", "unsure_logps": "there, times 1 − p"}
+PROXIES = {"logps": "at the log-probs", "metric": "there, times 1 − p (`cpl/gradient_ratio`)"}
+SCORINGS = ("grpo", "anchor", "positive", "negative")
 
 
 def all_batches(report: dict[str, Any]) -> list[Batch]:
@@ -55,6 +57,21 @@ def parts_table(report: dict[str, Any]) -> str:
         ]
 
     return _table(header, map(row, batches[0]["parts"]))
+
+
+def claims_table(report: dict[str, Any]) -> str:
+    """The effect of a step of length 1 on the log-prob of rewarded perception tokens: where it was made, and held out."""
+    header = ["step against the gradient of", "on the batch itself", "on held-out canvases"]
+
+    def cell(name: str, effect: str) -> str:
+        values = {
+            (int(warm_start), place): batch["parts"][name]["effects"][effect]
+            for warm_start, entry in report["warm_starts"].items()
+            for place, batch in enumerate(entry["batches"])
+        }
+        return "{:+.2f} ({:+.2f} … {:+.2f})".format(*interval(values))
+
+    return _table(header, ([name, cell(name, "same_batch"), cell(name, "perception")] for name in SCORINGS))
 
 
 def step_table(report: dict[str, Any], coef: float = 0.01) -> str:
@@ -125,6 +142,8 @@ def tables(report: dict[str, Any]) -> str:
         f"gradient. Anchor, positive and negative add up to the whole to {error:.0e}. Signal: the mean product of two batches' "
         "gradients over the mean square of one, mean ± sd over warm starts.",
         parts_table(report),
+        "Log-prob of the rewarded perception tokens, with two-level 95 % bootstrap intervals over warm starts and batches:",
+        claims_table(report),
         "One plain gradient step:",
         step_table(report),
         tokens_table(report),
