@@ -154,8 +154,8 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
-    """Bars for the parts, a dot for each warm start: norms relative to GRPO's, and the effects of a step of length 1."""
-    figure, [[norms, logps, rewards]] = pictures.new_figure(3, width=3.9, height=3.4)
+    """Bars for the parts, a dot for each warm start: norms, and what a step does to rewarded perception tokens."""
+    figure, [[norms, own, held_out]] = pictures.new_figure(3, width=3.9, height=3.4)
     places = np.arange(len(SHOWN))[::-1]
 
     def bars(axes: Any, figure_of: Callable[[dict[str, Any]], float], color: str, title: str) -> None:
@@ -167,17 +167,20 @@ def picture(report: dict[str, Any], path: Path) -> None:
         )
         axes.barh(places, means.mean(axis=0), color=color, height=0.6)
         for values in means:
-            axes.plot(values, places, "o", color=pictures.GREY, markersize=4)
+            axes.plot(
+                values, places, "o", color=pictures.GREY, markersize=5, markeredgecolor="white", markeredgewidth=0.7
+            )
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
         axes.set_yticks(places, SHOWN.values() if axes is norms else [])
         axes.tick_params(axis="y", length=0)
 
-    bars(norms, lambda part: part["ratio"], pictures.COLORS[0], "norm, relative to GRPO's")
-    bars(logps, lambda part: part["effects"]["perception"], pictures.COLORS[1], "log-prob, perception tokens")
-    bars(rewards, lambda part: part["effects"]["reward"], pictures.COLORS[2], "expected reward")
-    norms.set_xlabel("λ = 1")
-    for axes in (logps, rewards):
+    bars(norms, lambda part: part["ratio"], pictures.COLORS[0], "gradient's norm")
+    bars(own, lambda part: part["effects"]["same_batch"], pictures.COLORS[1], "log-prob, the batch itself")
+    bars(held_out, lambda part: part["effects"]["perception"], pictures.COLORS[2], "log-prob, held-out canvases")
+    norms.set_xlabel("relative to GRPO's, at λ = 1")
+    for axes in (own, held_out):
         axes.axvline(0, color=pictures.GREY, linewidth=1)
-        axes.set_xlabel("change for a step of length 1, held out")
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel("change for a step of length 1, nats")
     pictures.save(figure, path)
