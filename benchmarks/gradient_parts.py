@@ -15,10 +15,11 @@ import torch
 
 from trl_cppo import CPPOTrainer
 from trl_cppo.fused_head import observed_head
-from trl_cppo.losses import divergence_contrast, masked_mean, token_divergence
+from trl_cppo.losses import divergence_contrast, masked_mean, squared_gradients, token_divergence
 from trl_cppo.view_batch import split_scores
 
 SHIFT_BOUNDS = (0.01, 0.1, 0.5)  # nats
+LEAST_SHIFT = 0.1  # nats, as `min_entropy_shift`
 
 
 class Probe(CPPOTrainer):
@@ -137,7 +138,7 @@ def contrast_parts(scored: Scored) -> dict[str, torch.Tensor]:
         parts[name] = part("negative", (shift >= low) & (shift < high))
     parts["negative: perception tokens"] = part("negative", scored.perception)
     parts["negative: other tokens"] = parts["negative"] - parts["negative: perception tokens"]
-    for scale in (0.0, 0.1, 0.25):
+    for scale in (0.0, 0.25):
         parts[f"cpl: negative × {scale:g}"] = parts["cpl"] - (1 - scale) * parts["negative"]
     return parts
 
@@ -156,8 +157,13 @@ def other_forms(scored: Scored) -> dict[str, torch.Tensor]:
             divergence_contrast(*((anchor.exp() * (anchor - view)).sum(dim=-1) for view in (preserved, removed)))
         )
 
-    k3 = (token_divergence(anchor, view) for view in (preserved, removed))
-    forms = {"τ = 1": of(divergence_contrast(*k3, 1.0))}
+    k3 = token_divergence(anchor, preserved), token_divergence(anchor, removed)
+    forms = {"cpl: τ = 1": of(divergence_contrast(*k3, 1.0))}
+    lower, _, higher = (lab.entropy(log_probs) for log_probs in scored.log_probs)
+    rising = scored.selected & (higher - lower >= LEAST_SHIFT)
+    forms[f"cpl: least ΔH {LEAST_SHIFT}"] = scored.gradient(
+        masked_mean(divergence_contrast(*k3), rising, dim=1).mean()
+    )
     for kind, scores in (("k1", scored.views), ("kl", scored.log_probs)):
         anchor, preserved, removed = (part.detach() for part in scores)
         forms[kind] = contrast(*scores, kind)
@@ -165,7 +171,6 @@ def other_forms(scored: Scored) -> dict[str, torch.Tensor]:
         forms[f"{kind}: negative"] = contrast(anchor, preserved, scores[2], kind)
         forms[f"{kind}: anchor"] = forms[kind] - forms[f"{kind}: positive"] - forms[f"{kind}: negative"]
     del forms["k1: anchor"]  # it cancels out of the margin
-    lower, _, higher = (lab.entropy(log_probs) for log_probs in scored.log_probs)
     forms["−H⁻"] = of(-higher)
     forms["H"] = of(lower)
     forms["H − H⁻"] = forms["H"] + forms["−H⁻"]
@@ -176,20 +181,19 @@ def other_forms(scored: Scored) -> dict[str, torch.Tensor]:
 def gradient_ratios(scored: Scored, coef: float) -> dict[str, float]:
     """
     ‖λ · CPL's gradient‖ / ‖GRPO's‖ at three places: at the weights, which is the truth, and two that need no backward of
-    the model: at the log-probs, and there with each entry times 1 − p, about what a log-prob passes on to its logits.
+    the model: at the log-probs, and there with each entry times 1 − p, which is the metric `cpl/gradient_ratio`.
     """
     losses = scored.policy_loss, scored.contrast
     tails = [torch.autograd.grad(loss, scored.logps, retain_graph=True)[0] for loss in losses]
-    unsure = 1 - scored.logps.detach().exp()
 
-    def ratio(gradients: Iterable[torch.Tensor]) -> float:
-        policy, contrast = (float(gradient.norm()) for gradient in gradients)
+    def ratio(norms: Iterable[torch.Tensor]) -> float:
+        policy, contrast = map(float, norms)
         return coef * contrast / policy if policy else float("nan")
 
     return {
-        "weights": ratio(scored.gradient(scored.logps, tail) for tail in tails),
-        "logps": ratio(tails),
-        "unsure_logps": ratio(tail * unsure for tail in tails),
+        "weights": ratio(scored.gradient(scored.logps, tail).norm() for tail in tails),
+        "logps": ratio(tail.norm() for tail in tails),
+        "metric": ratio(squared_gradients(losses, scored.logps).sqrt()),
     }
 
 

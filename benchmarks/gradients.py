@@ -28,6 +28,7 @@ import yaml
 from gradient_effects import clean_effects, roll_out, same_batch_effect, view_effects
 from gradient_parts import Probe, contrast_parts, gradient_ratios, other_forms, score, scored, token_shares
 from gradients_report import picture, tables
+from transformers import PrinterCallback
 
 from trl_cppo import CPPOConfig, digits
 from trl_cppo.rewards import think_boxed_format_reward
@@ -140,6 +141,7 @@ def measure_training(coef: float, settings: Settings) -> list[dict[str, float]]:
         changes = {"cpl_coef": coef, "max_steps": settings.steps}
         trainer = make_trainer(TrackingProbe, folder, 0, rows=32 * settings.steps, **changes)
         trainer.every = settings.every
+        trainer.remove_callback(PrinterCallback)  # stdout is the report's
         trainer.train()
         rewards = {entry["step"]: entry["reward"] for entry in trainer.state.log_history if "reward" in entry}
     return [entry | {"reward": rewards[entry["step"]]} for entry in trainer.track]

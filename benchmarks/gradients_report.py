@@ -11,6 +11,7 @@ import digits_lab as lab
 import numpy as np
 import pictures
 from gradient_effects import EFFECTS
+from learning_report import interval
 
 Batch = dict[str, Any]
 SHOWN = {  # part: its label in the picture
@@ -22,7 +23,8 @@ SHOWN = {  # part: its label in the picture
     "cpl: tokens with d⁺ ≥ d⁻": "CPL, tokens with d⁺ ≥ d⁻",
     "cpl: tokens with d⁺ < d⁻": "CPL, tokens with d⁺ < d⁻",
 }
-PROXIES = {"logps": "at the log-probs", "unsure_logps": "there, times 1 − p"}
+PROXIES = {"logps": "at the log-probs", "metric": "there, times 1 − p (`cpl/gradient_ratio`)"}
+SCORINGS = ("grpo", "anchor", "positive", "negative")
 
 
 def all_batches(report: dict[str, Any]) -> list[Batch]:
@@ -55,6 +57,21 @@ def parts_table(report: dict[str, Any]) -> str:
         ]
 
     return _table(header, map(row, batches[0]["parts"]))
+
+
+def claims_table(report: dict[str, Any]) -> str:
+    """The effect of a step of length 1 on the log-prob of rewarded perception tokens: where it was made, and held out."""
+    header = ["step against the gradient of", "on the batch itself", "on held-out canvases"]
+
+    def cell(name: str, effect: str) -> str:
+        values = {
+            (int(warm_start), place): batch["parts"][name]["effects"][effect]
+            for warm_start, entry in report["warm_starts"].items()
+            for place, batch in enumerate(entry["batches"])
+        }
+        return "{:+.2f} ({:+.2f} … {:+.2f})".format(*interval(values))
+
+    return _table(header, ([name, cell(name, "same_batch"), cell(name, "perception")] for name in SCORINGS))
 
 
 def step_table(report: dict[str, Any], coef: float = 0.01) -> str:
@@ -125,6 +142,8 @@ def tables(report: dict[str, Any]) -> str:
         f"gradient. Anchor, positive and negative add up to the whole to {error:.0e}. Signal: the mean product of two batches' "
         "gradients over the mean square of one, mean ± sd over warm starts.",
         parts_table(report),
+        "Log-prob of the rewarded perception tokens, with two-level 95 % bootstrap intervals over warm starts and batches:",
+        claims_table(report),
         "One plain gradient step:",
         step_table(report),
         tokens_table(report),
@@ -135,8 +154,8 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
-    """Bars for the parts, a dot for each warm start: norms relative to GRPO's, and the effects of a step of length 1."""
-    figure, [[norms, logps, rewards]] = pictures.new_figure(3, width=3.9, height=3.4)
+    """Bars for the parts, a dot for each warm start: norms, and what a step does to rewarded perception tokens."""
+    figure, [[norms, own, held_out]] = pictures.new_figure(3, width=3.9, height=3.4)
     places = np.arange(len(SHOWN))[::-1]
 
     def bars(axes: Any, figure_of: Callable[[dict[str, Any]], float], color: str, title: str) -> None:
@@ -148,17 +167,20 @@ def picture(report: dict[str, Any], path: Path) -> None:
         )
         axes.barh(places, means.mean(axis=0), color=color, height=0.6)
         for values in means:
-            axes.plot(values, places, "o", color=pictures.GREY, markersize=4)
+            axes.plot(
+                values, places, "o", color=pictures.GREY, markersize=5, markeredgecolor="white", markeredgewidth=0.7
+            )
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
         axes.set_yticks(places, SHOWN.values() if axes is norms else [])
         axes.tick_params(axis="y", length=0)
 
-    bars(norms, lambda part: part["ratio"], pictures.COLORS[0], "norm, relative to GRPO's")
-    bars(logps, lambda part: part["effects"]["perception"], pictures.COLORS[1], "log-prob, perception tokens")
-    bars(rewards, lambda part: part["effects"]["reward"], pictures.COLORS[2], "expected reward")
-    norms.set_xlabel("λ = 1")
-    for axes in (logps, rewards):
+    bars(norms, lambda part: part["ratio"], pictures.COLORS[0], "gradient's norm")
+    bars(own, lambda part: part["effects"]["same_batch"], pictures.COLORS[1], "log-prob, the batch itself")
+    bars(held_out, lambda part: part["effects"]["perception"], pictures.COLORS[2], "log-prob, held-out canvases")
+    norms.set_xlabel("relative to GRPO's, at λ = 1")
+    for axes in (own, held_out):
         axes.axvline(0, color=pictures.GREY, linewidth=1)
-        axes.set_xlabel("change for a step of length 1, held out")
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel("change for a step of length 1, nats")
     pictures.save(figure, path)

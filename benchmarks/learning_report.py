@@ -64,7 +64,7 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "avg@4": right("clean", "avg@4"),
     "training reward, last 10 steps": lambda run: 100 * run["history"]["rewards/sum_reward/mean"][-1],
     "errors that misread": misread_share,
-    "detector AUC": lambda run: 100 * run["detector"]["auc"],
+    "detector AUC, %": lambda run: 100 * run["detector"]["auc"],
     "ΔH of perception tokens, nats": lambda run: run["detector"]["shift_perception"],
     "ΔH of other tokens, nats": lambda run: run["detector"]["shift_other"],
 }
@@ -166,7 +166,7 @@ def choice_table(report: dict[str, Any]) -> str:
 
 def sweep_picture(report: dict[str, Any], steps: int, path: Path) -> None:
     """Accuracy and detection over λ of both forms of CPPO, beside GRPO."""
-    shown = ["greedy", "avg@4", "detector AUC", "ΔH of other tokens, nats"]
+    shown = ["greedy", "avg@4", "detector AUC, %", "ΔH of other tokens, nats"]
     figure, [axes] = pictures.new_figure(len(shown), width=3.3, height=3.2)
     for panel, name in zip(axes, shown, strict=True):
         base = _swept(report, "grpo", 0.0, FIGURES[name], steps)

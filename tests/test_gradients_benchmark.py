@@ -79,7 +79,7 @@ def test_ratio_at_the_weights_is_that_of_the_gradients(scored):
     ratios = gradient_parts.gradient_ratios(scored, 0.5)
     policy = torch.autograd.grad(scored.policy_loss, scored.weights, retain_graph=True)[0]
     assert ratios["weights"] == pytest.approx(0.5 * float(gradient_with(scored, "apn").norm() / policy.norm()))
-    assert ratios["logps"] > 0 and ratios["unsure_logps"] > 0
+    assert ratios["logps"] > 0 and ratios["metric"] > 0
 
 
 def test_effect_is_that_of_a_small_step(scored):
