@@ -14,15 +14,17 @@ from trl_cppo.rewards import think_boxed_format_reward
 
 
 def test_the_splits_share_no_handwriting():
-    pools = [task._pool(split)[0] for split in ("warm_start", "rl", "held_out")]
+    pools = [task.handwriting(split)[0] for split in ("warm_start", "rl", "held_out")]
     assert [len(pool) for pool in pools] == [120, 1180, 497]
     # one image of scikit-learn's set may equal another by chance, but not many
+    parts = [task.handwriting(split)[0] for split in ("validation", "test")]
+    assert np.array_equal(np.concatenate(parts), pools[2])
     seen = [{image.tobytes() for image in pool} for pool in pools]
     assert max(len(seen[0] & seen[1]), len(seen[0] & seen[2]), len(seen[1] & seen[2])) <= 3
 
 
 def test_a_canvas_shows_its_digits_in_reading_order():
-    images, labels = task._pool("held_out")
+    images, labels = task.handwriting("held_out")
     generator = np.random.default_rng(5)
     for _ in range(5):
         image, digits_shown = task.draw_canvas("held_out", generator)

@@ -25,12 +25,19 @@ _NOISE = 25.0  # standard deviation, of 255
 
 # Parts of a fixed permutation of scikit-learn's 1,797 digits. Few are left for the warm start on purpose: reinforcement
 # learning then has something to improve.
-_SPLITS = {"warm_start": (0, 120), "rl": (120, 1300), "held_out": (1300, 1797)}
+# "validation" and "test" part the held-out handwriting: choose settings on the one, report on the other.
+_SPLITS = {
+    "warm_start": (0, 120),
+    "rl": (120, 1300),
+    "held_out": (1300, 1797),
+    "validation": (1300, 1450),
+    "test": (1450, 1797),
+}
 _BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
 
 @cache
-def _pool(split: str) -> tuple[np.ndarray, np.ndarray]:
+def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images of shape `(n, 24, 24)`, float32 in [0, 255], and labels of shape `(n,)` of one split."""
     from sklearn.datasets import load_digits
 
@@ -49,13 +56,13 @@ def draw_canvas(split: str, generator: np.random.Generator) -> tuple[Image.Image
     One canvas and its three digits.
 
     Args:
-        split (`str`): `"warm_start"`, `"rl"` or `"held_out"`: whose handwriting.
+        split (`str`): `"warm_start"`, `"rl"`, `"held_out"`, `"validation"` or `"test"`: whose handwriting.
         generator (`np.random.Generator`): draws the digits, their places and the noise.
 
     Returns:
         `tuple[PIL.Image.Image, list[int]]`: an RGB image of 56×56 pixels; the digits in reading order.
     """
-    images, labels = _pool(split)
+    images, labels = handwriting(split)
     chosen = generator.integers(0, len(images), 3)
     canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
     margin = (CELL - _DIGIT) // 2
@@ -81,7 +88,7 @@ def make_dataset(split: str, num_rows: int, seed: int) -> Dataset:
     A data set of canvases in the columns that GRPOTrainer reads.
 
     Args:
-        split (`str`): `"warm_start"`, `"rl"` or `"held_out"`.
+        split (`str`): as in [`draw_canvas`].
         num_rows (`int`): canvases to draw.
         seed (`int`): of the draw; the same seed gives the same rows.
 

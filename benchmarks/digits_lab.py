@@ -1,0 +1,143 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks on digits share: models, sampling, scoring, the true perception tokens, results on disk.
+
+Shapes: `B` rows, `T` completion tokens, `V` vocabulary.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from trl_cppo import digits
+
+RESULTS = Path(__file__).parent / "results"
+PICTURES = Path(__file__).parents[1] / "docs" / "results"
+
+
+def load(folder: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A digits model in evaluation mode and its processor."""
+    return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def encode(processor: ProcessorMixin, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+    """The prompts of some canvases; all have the same length."""
+    content = [{"type": "image"}, {"type": "text", "text": digits.task.PROMPT}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+    return processor(text=[prompt] * len(images), images=[[image] for image in images], return_tensors="pt")
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image], seed: int | None, batch_size: int = 250
+) -> torch.Tensor:
+    """
+    One completion of each canvas at temperature 1, as in training (no vision tokens), or the greedy one.
+
+    Args:
+        seed (`int` or `None`): of the draw; torch's global generator is left as it was. `None`: greedy.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 28)`, int64: padded on the right.
+    """
+    length, pad = digits.task.MAX_RESPONSE_TOKENS, processor.tokenizer.pad_token_id
+    config = model.config
+    draw = {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_p": 1.0}
+    parts = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        for start in range(0, len(images), batch_size):
+            inputs = encode(processor, images[start : start + batch_size])
+            ids = model.generate(
+                **inputs, **draw, top_k=None, max_new_tokens=length, use_cache=True,
+                suppress_tokens=[config.image_token_id, config.video_token_id],
+            )[:, inputs["input_ids"].size(1) :]  # fmt: skip
+            parts.append(torch.nn.functional.pad(ids, (0, length - ids.size(1)), value=pad))
+    return torch.cat(parts)
+
+
+def completion_mask(processor: ProcessorMixin, completions: torch.Tensor) -> torch.Tensor:
+    """Which tokens count, up to the end token: bool, of the shape `(B, T)` of the completions."""
+    ends = (completions == processor.tokenizer.eos_token_id).cumsum(dim=1)
+    return (ends - (completions == processor.tokenizer.eos_token_id).long()) == 0
+
+
+def true_perception_tokens(processor: ProcessorMixin, completions: torch.Tensor) -> torch.Tensor:
+    """
+    Where a completion names the digits that it sees: the numbers between `see` and the first full stop.
+
+    They are perception by the task's construction: all else follows from them or from the format.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`, bool.
+    """
+    ids = processor.tokenizer.convert_tokens_to_ids
+    numbers = torch.tensor([ids(str(number)) for number in range(28)])
+    started = (completions == ids("see")).cumsum(dim=1) > 0
+    ended = ((completions == ids(".")) & started).cumsum(dim=1) > 0
+    return torch.isin(completions, numbers) & started & ~ended
+
+
+@torch.no_grad()
+def log_distributions(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[Image.Image],
+    completions: torch.Tensor,
+    batch_size: int = 250,
+) -> torch.Tensor:
+    """Log-probabilities of every next token at temperature 1, shape `(B, T, V)`, float32."""
+    parts = []
+    for start in range(0, len(images), batch_size):
+        inputs = encode(processor, images[start : start + batch_size])
+        tail = completions[start : start + batch_size]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tail.size(1)))
+        logits = model(**inputs).logits[:, -tail.size(1) - 1 : -1]
+        parts.append(logits.float().log_softmax(dim=-1))
+    return torch.cat(parts)
+
+
+def entropy(log_probs: torch.Tensor) -> torch.Tensor:
+    """In nats, of distributions `(…, V)`."""
+    return -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def auc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Area under the ROC curve of some tokens' scores; ties count half."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(truth, scores))
+
+
+def mean_sd(values: Iterable[float]) -> dict[str, float]:
+    values = list(values)
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else float("nan")}
+
+
+def bootstrap_interval(values: list[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The percentile 95 % interval of the mean of some independent values."""
+    sample = np.random.default_rng(seed).choice(np.asarray(values), (draws, len(values)))
+    low, high = np.percentile(sample.mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Whole or not at all, so that an interrupted run leaves a readable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(report, indent=1) + "\n")
+    draft.replace(path)
