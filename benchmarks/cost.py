@@ -231,7 +231,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of a table")
     parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/cost.json)")
     parser.add_argument("--picture", action="store_true", help="draw docs/results/cost.svg from that file, no run")
-    parser.add_argument("--smoke", action="store_true", help="small and short: 4 rows, 56-pixel images, 8 tokens, one repeat")
+    parser.add_argument(
+        "--smoke", action="store_true", help="small and short: 4 rows, 56-pixel images, 8 tokens, one repeat"
+    )
     parser.add_argument("--rows", type=int, default=8, help=f"rollouts of the batch, a multiple of {GROUP}")
     parser.add_argument("--side", type=int, default=448, help="pixels of an image's side")
     parser.add_argument("--completion", type=int, default=64, help="completion tokens")

@@ -33,3 +33,7 @@ def draw_cost(report: dict[str, Any], path: Path) -> None:
         axes.set_ylim(0, top)
         axes.legend(loc="lower right")
     save(figure, path)
+
+
+def draw_scale(report: dict[str, Any], path: Path) -> None:
+    """Cost and memory of the true models: over the gated share above, over the completion's length below."""

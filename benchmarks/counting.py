@@ -14,8 +14,8 @@ aten = torch.ops.aten
 
 # The counter's registry has the GPU's attention kernels and the out-of-place products alone.
 _FORMULAS = {
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: (
-        flop_counter.sdpa_flop_count(q, k, v)
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: flop_counter.sdpa_flop_count(
+        q, k, v
     ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, **kwargs: (
         flop_counter.sdpa_backward_flop_count(grad, q, k, v)

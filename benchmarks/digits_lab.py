@@ -36,7 +36,11 @@ def encode(processor: ProcessorMixin, images: list[Image.Image]) -> dict[str, to
 
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image], seed: int | None, batch_size: int = 250
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[Image.Image],
+    seed: int | None,
+    batch_size: int = 250,
 ) -> torch.Tensor:
     """
     One completion of each canvas at temperature 1, as in training (no vision tokens), or the greedy one.

@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -126,19 +126,26 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
-def load_config(name: str, depth: Depth | None = None) -> Qwen2_5_VLConfig:
-    """A model of `configs/`, if asked for with fewer layers."""
-    config = json.loads((CONFIGS / f"{name}.json").read_text())
-    if depth is not None:
-        config["text_config"]["num_hidden_layers"] = depth.text
-        blocks = depth.windowed + depth.full
-        config["vision_config"].update(depth=blocks, fullatt_block_indexes=list(range(depth.windowed, blocks)))
-    return Qwen2_5_VLConfig.from_dict(config)
+def load_config(name: str) -> Qwen2_5_VLConfig:
+    """A model of `configs/`, whose values are those of the Hub's repository of that name."""
+    return Qwen2_5_VLConfig.from_dict(json.loads((CONFIGS / f"{name}.json").read_text()))
+
+
+def with_depth(config: Qwen2_5_VLConfig, depth: Depth) -> Qwen2_5_VLConfig:
+    """The same model with other numbers of layers, the windowed blocks before the full ones."""
+    changed, blocks = config.to_dict(), depth.windowed + depth.full
+    changed["text_config"].update(num_hidden_layers=depth.text, layer_types=["full_attention"] * depth.text)
+    changed["vision_config"].update(depth=blocks, fullatt_block_indexes=list(range(depth.windowed, blocks)))
+    return Qwen2_5_VLConfig.from_dict(changed)
 
 
 def depth_of(config: Qwen2_5_VLConfig) -> Depth:
     full = len(config.vision_config.fullatt_block_indexes)
     return Depth(config.text_config.num_hidden_layers, config.vision_config.depth - full, full)
+
+
+def count_parameters(config: Qwen2_5_VLConfig) -> int:
+    return sum(parameter.numel() for parameter in _build_model(config, "meta", torch.bfloat16).parameters())
 
 
 def _build_model(config: Qwen2_5_VLConfig, device: str, dtype: torch.dtype) -> Any:
@@ -244,24 +251,23 @@ class ShapeBench:
         with shapes_only() if self.device == "meta" else as_on_a_gpu():
             return count(model, loss)
 
-    def deep_update(self, name: str, *args: Any, **kwargs: Any) -> "DeepCounts":
-        """[`update`] of a model of `configs/`, from counts of models of one or two layers of each kind."""
-        shallow = self.update(load_config(name, Depth(1, 1, 1)), *args, **kwargs)
-        layers = {}
-        for kind in ("text", "windowed", "full"):
-            deeper = self.update(load_config(name, Depth(**{**_ONE_EACH, kind: 2})), *args, **kwargs)
-            layers[kind] = (deeper.flops - shallow.flops, deeper.saved_bytes - shallow.saved_bytes)
-        depth = depth_of(load_config(name))
-        numbers = {field.name: getattr(depth, field.name) for field in fields(Depth)}
-        flops, saved_bytes = (
-            part + sum((numbers[kind] - 1) * layers[kind][place] for kind in layers)
-            for place, part in enumerate((shallow.flops, shallow.saved_bytes))
-        )
+    def deep_update(self, config: Qwen2_5_VLConfig, *args: Any, **kwargs: Any) -> "DeepCounts":
+        """[`update`] from counts of models of one or two layers of each kind: every layer costs the same."""
+        shallow = self.update(with_depth(config, Depth(**_ONE_EACH)), *args, **kwargs)
+        depth, flops, saved_bytes = depth_of(config), {}, {}
+        for kind in _ONE_EACH:
+            deeper = self.update(with_depth(config, Depth(**_ONE_EACH | {kind: 2})), *args, **kwargs)
+            flops[kind] = deeper.flops - shallow.flops
+            saved_bytes[kind] = deeper.saved_bytes - shallow.saved_bytes
+        more = {kind: getattr(depth, kind) - 1 for kind in _ONE_EACH}
         return DeepCounts(
-            flops, saved_bytes, shallow.forwards, text_flops=depth.text * layers["text"][0],
-            vision_flops=depth.windowed * layers["windowed"][0] + depth.full * layers["full"][0],
-            block_bytes=max(saved for _, saved in layers.values()),
-        )  # fmt: skip
+            flops=shallow.flops + sum(more[kind] * flops[kind] for kind in more),
+            saved_bytes=shallow.saved_bytes + sum(more[kind] * saved_bytes[kind] for kind in more),
+            forwards=shallow.forwards,
+            text_flops=depth.text * flops["text"],
+            vision_flops=depth.windowed * flops["windowed"] + depth.full * flops["full"],
+            block_bytes=max(saved_bytes.values()),
+        )
 
 
 _ONE_EACH = {"text": 1, "windowed": 1, "full": 1}
