@@ -242,7 +242,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.rows, options.side, options.completion, options.repeats, options.json = GROUP, 56, 8, 1, True
-    elif options.output is None:
+    if options.output is None and (options.picture or not options.smoke):
         options.output = RESULTS / "cost.json"
     if options.picture:
         draw_cost(read_json(options.output), PICTURES / "cost.svg")

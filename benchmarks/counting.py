@@ -12,8 +12,8 @@ from torch.utils import flop_counter
 
 aten = torch.ops.aten
 
-# The counter's registry has the GPU's attention kernels and the out-of-place products alone.
-_FORMULAS = {
+# The registry has the GPU's attention kernels and the out-of-place products alone.
+_MORE = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: flop_counter.sdpa_flop_count(
         q, k, v
     ),
@@ -22,6 +22,7 @@ _FORMULAS = {
     ),
     aten.addmm_: lambda total, a, b, **kwargs: 2 * a[0] * a[1] * b[1],
 }
+FORMULAS = flop_counter.flop_registry | {name: flop_counter.shape_wrapper(formula) for name, formula in _MORE.items()}
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,13 @@ class Counts:
     forwards: int
 
 
-def count(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Counts:
-    """Run an update of the model once, the gradients left in its weights, and count."""
+def count(model: torch.nn.Module, loss: Callable[[], torch.Tensor], counter: Any = None) -> Counts:
+    """
+    Run an update of the model once, the gradients left in its weights, and count.
+
+    Args:
+        counter (*optional*): a mode that counts FLOPs in place of `FlopCounterMode`, with its `get_total_flops()`.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages = {}  # by the address of the C++ object: tensors without data have no other
 
@@ -53,7 +59,7 @@ def count(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Counts:
 
     calls = []
     hook = model.register_forward_pre_hook(lambda module, args: calls.append(1))
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+    with counter or flop_counter.FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             value = loss()
         saved_bytes = sum(storage.nbytes() for storage in storages.values())

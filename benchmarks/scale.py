@@ -8,9 +8,11 @@ What an update of Qwen2.5-VL-3B and 7B costs, GRPO's and CPPO's, over lengths an
     python benchmarks/scale.py --picture                    # docs/results/scale.svg from that file, without a count
 
 Nothing is downloaded or trained: CPPOTrainer's own loss and its backward run on tensors that have a shape and no data
-(shapes.py), on models of one or two layers of each kind; the others cost the same. The first figure of the report is how far
+(shapes.py), on models of one or two layers of each kind; the others cost the same. The first figures of the report say how far
 that is from counts on real tensors of a small model with all its layers. Counts are exact, so nothing is timed. Attention counts
-in full squares; padding counts. Counts that are in the file are not repeated.
+in full squares; padding counts. Weights are bf16 without autocast, attention is of the flash kind, norms are not fused. Memory
+leaves out what ZeRO-3 gathers, buffers of the communication, and fragmentation. An interrupted call goes on where it stopped, a
+finished one is counted anew.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import torch
 from cost_pictures import draw_scale
 from counting import versions
 from digits_lab import PICTURES, RESULTS, read_json, write_json
-from scale_tables import tables
+from scale_tables import POINT, tables
 from shapes import Depth, Row, ShapeBench, count_parameters, load_config, with_depth
 from transformers import Qwen2_5_VLConfig
 
@@ -48,18 +50,17 @@ def points(smoke: bool) -> Iterator[Key]:
             yield model, BASE, BATCH, 0, "grpo", checkpointing
             for share in SHARES:
                 yield model, BASE, BATCH, round(share * BATCH), "cppo", checkpointing
-        yield model, BASE, BATCH, BATCH // 2, "cppo_kl", False
-        yield model, BASE, BATCH, BATCH, "every_row", False
+            yield model, BASE, BATCH, BATCH // 2, "cppo_kl", checkpointing
+            yield model, BASE, BATCH, BATCH, "every_row", checkpointing
         for row in [BASE, *(replace(BASE, **{name: value}) for name in LENGTHS for value in LENGTHS[name])]:
-            yield model, row, PAIR, 0, "grpo", False
             for checkpointing in (False, True):
+                yield model, row, PAIR, 0, "grpo", checkpointing
                 yield model, row, PAIR, PAIR // 2, "cppo", checkpointing
 
 
 def name_point(key: Key) -> dict[str, Any]:
-    model, row, batch, gated, arm, checkpointing = key
-    head = {"model": model, **asdict(row), "rows": batch, "gated": gated}
-    return {**head, "arm": arm, "checkpointing": checkpointing}
+    model, row, *rest = key
+    return dict(zip(POINT, (model, *asdict(row).values(), *rest), strict=True))
 
 
 def small_config() -> Qwen2_5_VLConfig:
@@ -76,46 +77,48 @@ def small_config() -> Qwen2_5_VLConfig:
 
 
 def check() -> dict[str, float]:
-    """The largest relative errors of the counts without data and from few layers, against real tensors and all layers."""
+    """
+    The largest relative errors of counts from few layers: against real tensors and all layers of a small model, and of the
+    peak, which real tensors do not tell, against all layers without data.
+    """
     config = small_config()
     even, uneven = [Row(10, 64, 16)] * 4, [Row(10, 64, 16), Row(20, 96, 24), Row(5, 16, 8), Row(10, 36, 30)]
     real, shapes = ShapeBench("cpu", torch.float32), ShapeBench("meta", torch.float32)
-    errors = {"flops_error": 0.0, "saved_bytes_error": 0.0}
+    errors = dict.fromkeys(("flops", "saved_bytes", "peak_bytes"), 0.0)
     for rows, checkpointing in ((even, False), (uneven, True)):
-        expected = real.update(config, rows, 2, "cppo", checkpointing)
-        counted = shapes.deep_update(config, rows, 2, "cppo", checkpointing)
-        for name in ("flops", "saved_bytes"):
-            error = abs(getattr(counted, name) / getattr(expected, name) - 1)
-            errors[f"{name}_error"] = max(errors[f"{name}_error"], error)
+        expected = asdict(real.update(config, rows, 2, "cppo", checkpointing))
+        whole = shapes.update(config, rows, 2, "cppo", checkpointing)
+        expected["peak_bytes"] = max(whole.peaks.values())
+        counted = asdict(shapes.deep_update(config, rows, 2, "cppo", checkpointing))
+        errors = {name: max(error, abs(counted[name] / expected[name] - 1)) for name, error in errors.items()}
     return errors
 
 
 def ratios(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each point as ratios to GRPO's of the same model, lengths, rows and checkpointing, without it where it has none."""
-    same = ("model", "text", "patches", "completion", "rows", "checkpointing")
-    grpo = {tuple(point[name] for name in same): point for point in counted if point["arm"] == "grpo"}
+    """CPPO as ratios to GRPO on the same model, lengths and rows, without checkpointing."""
+    same = ("model", "text", "patches", "completion", "rows")
+    points = [point for point in counted if not point["checkpointing"]]
+    grpo = {tuple(point[name] for name in same): point for point in points if point["arm"] == "grpo"}
     rows = []
-    for point in counted:
+    for point in points:
         reference = grpo.get(tuple(point[name] for name in same))
-        if reference and point["arm"] != "grpo":
-            share = point["gated"] / point["rows"]
-            rows.append(
-                {name: point[name] for name in (*same, "arm", "forwards")}
-                | {"gated_share": share, "limit": 1 + 2 * share}
-                | {f"{name}_ratio": point[name] / reference[name] for name in ("flops", "saved_bytes")}
-            )
+        if reference and point["arm"] == "cppo":
+            row = {name: point[name] for name in same} | {"gated_share": point["gated"] / point["rows"]}
+            row |= {f"{name}_ratio": point[name] / reference[name] for name in ("flops", "saved_bytes", "peak_bytes")}
+            rows.append(row | {"forwards": point["forwards"]})
     return rows
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    names = {"base": asdict(BASE), "batch": BATCH, "shares": SHARES, "lengths": LENGTHS}
+    names = {"base": asdict(BASE), "batch": BATCH, "pair": PAIR, "shares": SHARES, "lengths": LENGTHS}
     head = json.loads(json.dumps({"settings": names, "versions": versions()}))  # as it comes back from the file
     report = read_json(options.output) if options.output else {}
-    if {name: report.get(name) for name in head} != head:
+    wanted = list(points(options.smoke))
+    if {name: report.get(name) for name in head} != head or len(report["points"]) == len(wanted):
         models = [{"model": model, "parameters": count_parameters(load_config(model))} for model in MODELS]
         report = {**head, "check": check(), "models": models, "points": []}
     bench = ShapeBench()
-    for key in points(options.smoke):
+    for key in wanted:
         model, row, batch, *rest = key
         if not any(name_point(key).items() <= point.items() for point in report["points"]):
             counts = bench.deep_update(load_config(model), [row] * batch, *rest)
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("--picture", action="store_true", help="draw docs/results/scale.svg from that file, no count")
     parser.add_argument("--smoke", action="store_true", help="short: three points of the 3B model")
     options = parser.parse_args()
-    if options.output is None and not options.smoke:
+    if options.output is None and (options.picture or not options.smoke):
         options.output = RESULTS / "scale.json"
     if options.picture:
         draw_scale(read_json(options.output), PICTURES / "scale.svg")

@@ -11,7 +11,7 @@ STATES = 2 + 2 + 12
 GPUS = (1, 2, 4, 8)
 GIB = 2**30
 LENGTH = ("text", "patches", "completion")
-_ROWS = ("model", *LENGTH, "rows", "gated")
+POINT = ("model", *LENGTH, "rows", "gated", "arm", "checkpointing")  # what identifies one
 
 
 def select(report: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
@@ -22,18 +22,6 @@ def select(report: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
 def one(report: dict[str, Any], **values: Any) -> dict[str, Any]:
     [point] = select(report, **values)
     return point
-
-
-def activations(report: dict[str, Any], point: dict[str, Any]) -> int:
-    """
-    Bytes that the micro-batch of a point needs on its GPU: what is kept for the backward.
-
-    With checkpointing, the inputs of all layers are kept, and one layer at a time is run again and keeps its own.
-    """
-    if not point["checkpointing"]:
-        return point["saved_bytes"]
-    rows = {name: point[name] for name in (*_ROWS, "arm")}
-    return point["saved_bytes"] + one(report, checkpointing=False, **rows)["block_bytes"]
 
 
 def states(report: dict[str, Any], model: str, gpus: int) -> float:
@@ -59,54 +47,55 @@ def _states_table(report: dict[str, Any]) -> str:
 
 
 def _shares_table(report: dict[str, Any]) -> str:
-    base, batch = report["settings"]["base"], report["settings"]["batch"]
+    base = {**report["settings"]["base"], "rows": report["settings"]["batch"]}
+    names = {"grpo": "GRPO", "every_row": "authors' way", "cppo_kl": "f = {:g}, exact KL", "cppo": "f = {:g}"}
     rows = []
     for model in TITLES:
-        grpo = one(report, model=model, **base, rows=batch, arm="grpo", checkpointing=False)
-        for point in select(report, model=model, **base, rows=batch, checkpointing=False):
-            share = {"grpo": "GRPO", "every_row": "authors' way", "cppo_kl": "exact KL, f = {:g}", "cppo": "f = {:g}"}
-            cells = [TITLES[model], share[point["arm"]].format(point["gated"] / batch), str(point["forwards"])]
-            cells += [f"{point['flops'] / batch / 1e12:.1f}", f"{point['flops'] / grpo['flops']:.3f}"]
-            cells += [f"{point['saved_bytes'] / grpo['saved_bytes']:.3f}", f"{point['saved_bytes'] / GIB:.1f}"]
-            same = {name: point[name] for name in (*_ROWS, "arm")}
-            again = select(report, **same, checkpointing=True)
-            memory = [activations(report, point) / GIB for point in again]
-            rows.append(cells + [f"{memory[0]:.1f}" if memory else "–"])
-    head = ["model", "", "forwards", "TFLOP a row", "FLOPs / GRPO", "bytes / GRPO", "GiB kept", "GiB, checkpointing"]
-    return _table(head, rows)
+        grpo = one(report, model=model, **base, arm="grpo", checkpointing=False)
+        for point in select(report, model=model, **base, checkpointing=False):
+            again = one(report, **{**{name: point[name] for name in POINT}, "checkpointing": True})
+            rows.append(
+                [TITLES[model], names[point["arm"]].format(point["gated"] / point["rows"]), str(point["forwards"])]
+                + [f"{point['flops'] / point['rows'] / 1e12:.1f}"]
+                + [f"{point[name] / grpo[name]:.3f}" for name in ("flops", "saved_bytes")]
+                + [f"{value / GIB:.1f}" for value in (point["saved_bytes"], point["peak_bytes"], again["peak_bytes"])]
+            )
+    head = ["model", "", "forwards", "TFLOP a row", "FLOPs / GRPO", "bytes kept / GRPO", "GiB kept", "GiB at the peak"]
+    return _table([*head, "with checkpointing"], rows)
 
 
 def _lengths_table(report: dict[str, Any]) -> str:
     rows = []
-    for point in select(report, gated=1, rows=2, arm="cppo", checkpointing=False):
+    pair = report["settings"]["pair"]
+    for point in select(report, rows=pair, arm="cppo", checkpointing=False):
         same = {name: point[name] for name in ("model", *LENGTH, "rows")}
         grpo = one(report, **same, arm="grpo", checkpointing=False)
-        again = one(report, **same, arm="cppo", checkpointing=True)
+        again = [one(report, **same, arm=arm, checkpointing=True) for arm in ("grpo", "cppo")]
         rest = grpo["flops"] - grpo["vision_flops"] - grpo["text_flops"]
         parts = [grpo["flops"], grpo["vision_flops"], grpo["text_flops"], rest]
-        cells = [TITLES[point["model"]], *(f"{point[name]:,}" for name in LENGTH)]
-        cells += [f"{part / grpo['rows'] / 1e12:.1f}" for part in parts]
-        cells += [f"{point[name] / grpo[name]:.3f}" for name in ("flops", "saved_bytes")]
-        memory = [activations(report, entry) / point["rows"] / GIB for entry in (grpo, point, again)]
-        rows.append(cells + [f"{value:.2f}" for value in memory])
+        rows.append(
+            [TITLES[point["model"]], *(f"{point[name]:,}" for name in LENGTH)]
+            + [f"{part / pair / 1e12:.1f}" for part in parts]
+            + [f"{point[name] / grpo[name]:.3f}" for name in ("flops", "saved_bytes")]
+            + [f"{entry['peak_bytes'] / GIB:.1f}" for entry in (grpo, point, *again)]
+        )
     head = ["model", "text", "patches", "completion", "GRPO: TFLOP a row", "vision", "text layers", "rest"]
-    head += ["f = 0.5: FLOPs / GRPO", "bytes / GRPO", "GRPO: GiB a row", "f = 0.5", "with checkpointing"]
-    return _table(head, rows)
+    head += ["f = 0.5: FLOPs / GRPO", "bytes kept / GRPO", "GRPO: GiB at the peak", "f = 0.5"]
+    return _table([*head, "GRPO, checkpointing", "f = 0.5, checkpointing"], rows)
 
 
 def tables(report: dict[str, Any]) -> str:
     """Markdown."""
-    error, settings = report["check"], report["settings"]
+    errors, settings = report["check"], report["settings"]
     base = ", ".join(f"{value:,} {name}" for name, value in settings["base"].items())
     return "\n\n".join(
         [
-            f"Against real tensors and all layers of a small model: FLOPs off by {error['flops_error']:.2%}, bytes by "
-            f"{error['saved_bytes_error']:.2%}.",
+            "Largest relative error of the check: " + ", ".join(f"{name} {error:g}" for name, error in errors.items()),
             "GiB of weights, gradients and Adam's state on each GPU under ZeRO-3:",
             _states_table(report),
             f"A micro-batch of {settings['batch']} rows, each of {base}:",
             _shares_table(report),
-            "Lengths, a micro-batch of 2 rows:",
+            f"Lengths, a micro-batch of {settings['pair']} rows, one of them gated:",
             _lengths_table(report),
         ]
     )

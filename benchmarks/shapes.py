@@ -5,31 +5,27 @@
 Shapes: `B` rows, `P` prompt tokens, `T` completion tokens.
 """
 
+import gc
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-import trl.trainer.utils as trl_utils
+from counting import Counts, count, score_views_apart
 from datasets import Dataset
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from counting import Counts, count, score_views_apart
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.view_batch import ViewPair
 
 CONFIGS = Path(__file__).parent / "configs"
-aten = torch.ops.aten
-_META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -48,82 +44,6 @@ class Depth:
     text: int
     windowed: int
     full: int
-
-
-class _ShapesOnly(TorchDispatchMode):
-    """
-    Computes with real tensors where it can and with meta tensors elsewhere.
-
-    Token ids, masks and grids stay real, for the model cuts its tensors by their values; whatever meets a meta tensor
-    becomes one. What is read from a meta tensor is zero. A mask without data selects half of its places: more than the
-    perception tokens are, which are half of those whose entropy rises.
-    """
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        kinds = {leaf.is_meta for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        if func is aten._to_copy.default:
-            return self._copy(*args, **kwargs)
-        if True not in kinds:
-            return func(*args, **kwargs)
-        if func is aten._local_scalar_dense.default:
-            return 0
-        if func is aten.nonzero.default:
-            return torch.empty(args[0].numel() // 2, args[0].dim(), dtype=torch.long, device=_META)
-        if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default):
-            args = (args[0], _places(args[1]), *args[2:])
-        if kinds == {True, False}:
-            args, kwargs = tree_map_only(torch.Tensor, _without_data, (args, kwargs))
-        return func(*args, **kwargs)
-
-    def _copy(self, tensor: torch.Tensor, *, device: torch.device | None = None, **kwargs: Any) -> torch.Tensor:
-        if tensor.is_meta and device is not None and device != _META:
-            return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
-        return aten._to_copy.default(tensor, **kwargs)  # and real tensors stay real
-
-
-def _without_data(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.is_meta else torch.empty_like(tensor, device=_META)
-
-
-def _places(indices: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Masks as the places that they select; a mask without data selects half of its places."""
-    places: list[torch.Tensor | None] = []
-    for index in indices:
-        is_mask = index is not None and index.dtype == torch.bool
-        places += index.nonzero(as_tuple=True) if is_mask and not index.is_meta else [index]
-        if is_mask and index.is_meta:
-            places[-1:] = torch.empty(index.dim(), index.numel() // 2, dtype=torch.long, device=_META).unbind()
-    return places
-
-
-def _flash_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """Attention by the fused kernel that real tensors would get; meta tensors get the unfused products."""
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.where(attn_mask, 0.0, -math.inf).to(query.dtype)
-    return aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """While this is open, TRL's fused head scores the completion tokens alone, as it does on a GPU."""
-    with mock.patch.object(trl_utils, "_use_triton", lambda device: True):
-        yield
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """While this is open, a model on the meta device goes through CPPOTrainer's loss and its backward."""
-    autocast = torch.is_autocast_enabled  # knows no meta device
-    with (
-        as_on_a_gpu(),
-        mock.patch.object(torch, "is_autocast_enabled", lambda device="cuda": device != "meta" and autocast(device)),
-        mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _flash_attention),
-        _ShapesOnly(),
-    ):
-        yield
 
 
 def load_config(name: str) -> Qwen2_5_VLConfig:
@@ -223,7 +143,7 @@ class ShapeBench:
 
     def update(
         self, config: Qwen2_5_VLConfig, rows: list[Row], gated: int, arm: str = "cppo", checkpointing: bool = False
-    ) -> Counts:
+    ) -> "ShapeCounts":
         """
         Count one update of a model.
 
@@ -248,43 +168,79 @@ class ShapeBench:
                 value = value + score_views_apart(self.trainer, model, batch, [batch["pixel_values"].clone()] * 2)
             return value
 
-        with shapes_only() if self.device == "meta" else as_on_a_gpu():
-            return count(model, loss)
+        if self.device != "meta":
+            with head_of_a_gpu():
+                return ShapeCounts(**asdict(count(model, loss)), peaks={})
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        known = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
+        mode = ShapesOnly(known)
+        _mark_phases(model, mode)
+        with kernels_of_a_gpu(), _no_collection():
+            counts = count(model, loss, mode)
+        return ShapeCounts(**asdict(counts), peaks=mode.peaks)
 
     def deep_update(self, config: Qwen2_5_VLConfig, *args: Any, **kwargs: Any) -> "DeepCounts":
         """[`update`] from counts of models of one or two layers of each kind: every layer costs the same."""
-        shallow = self.update(with_depth(config, Depth(**_ONE_EACH)), *args, **kwargs)
-        depth, flops, saved_bytes = depth_of(config), {}, {}
-        for kind in _ONE_EACH:
-            deeper = self.update(with_depth(config, Depth(**_ONE_EACH | {kind: 2})), *args, **kwargs)
-            flops[kind] = deeper.flops - shallow.flops
-            saved_bytes[kind] = deeper.saved_bytes - shallow.saved_bytes
-        more = {kind: getattr(depth, kind) - 1 for kind in _ONE_EACH}
-        return DeepCounts(
-            flops=shallow.flops + sum(more[kind] * flops[kind] for kind in more),
-            saved_bytes=shallow.saved_bytes + sum(more[kind] * saved_bytes[kind] for kind in more),
-            forwards=shallow.forwards,
-            text_flops=depth.text * flops["text"],
-            vision_flops=depth.windowed * flops["windowed"] + depth.full * flops["full"],
-            block_bytes=max(saved_bytes.values()),
-        )
+        one_each = {"text": 1, "windowed": 1, "full": 1}
+        shallow = self.update(with_depth(config, Depth(**one_each)), *args, **kwargs)
+        flops, saved_bytes, peaks, part_flops = shallow.flops, shallow.saved_bytes, dict(shallow.peaks), {}
+        for kind, layers in asdict(depth_of(config)).items():
+            deeper = self.update(with_depth(config, Depth(**one_each | {kind: 2})), *args, **kwargs)
+            flops += (layers - 1) * (deeper.flops - shallow.flops)
+            saved_bytes += (layers - 1) * (deeper.saved_bytes - shallow.saved_bytes)
+            for phase in peaks:
+                peaks[phase] += (layers - 1) * (deeper.peaks[phase] - shallow.peaks[phase])
+            part_flops[kind] = layers * (deeper.flops - shallow.flops)
+        vision_flops = part_flops["windowed"] + part_flops["full"]
+        return DeepCounts(flops, saved_bytes, shallow.forwards, max(peaks.values()), part_flops["text"], vision_flops)
 
 
-_ONE_EACH = {"text": 1, "windowed": 1, "full": 1}
+@dataclass(frozen=True)
+class ShapeCounts(Counts):
+    """
+    Attributes:
+        peaks (`dict[str, int]`): the most bytes that activations, their gradients and temporary tensors take at once, of
+            each phase (see `_mark_phases`); weights and their gradients are left out. Empty where it was not watched.
+    """
+
+    peaks: dict[str, int]
 
 
 @dataclass(frozen=True)
 class DeepCounts(Counts):
     """
     Attributes:
+        peak_bytes (`int`): the largest of the phases' peaks.
         text_flops (`int`): of the text model's layers.
         vision_flops (`int`): of the vision tower's blocks.
-        block_bytes (`int`): kept by the largest layer or block of all.
     """
 
+    peak_bytes: int
     text_flops: int
     vision_flops: int
-    block_bytes: int
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Tensors in reference cycles stay until the collector runs, which is never at the same place."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _mark_phases(model: Any, mode: ShapesOnly) -> None:
+    """In each phase the peak grows by the same amount with each layer, but not in the same measure."""
+
+    def enter(phase: str) -> Callable[..., None]:
+        return lambda *_: setattr(mode, "phase", phase)
+
+    mode.phase = "forward and head"
+    model.model.language_model.norm.register_full_backward_pre_hook(enter("backward of text layers"))
+    model.model.visual.merger.register_full_backward_pre_hook(enter("backward of vision"))
 
 
 def _pixel_values(config: Qwen2_5_VLConfig) -> int:
