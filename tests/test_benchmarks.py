@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The short version of each benchmark runs, prints JSON and reaches the targets; the committed figures are those of the docs."""
+"""The short version of each benchmark runs, prints JSON and reaches the targets."""
 
 import json
 import os
