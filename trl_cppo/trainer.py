@@ -320,7 +320,9 @@ class CPPOTrainer(CardedGRPOTrainer):
         exact = request.divergences is not None
         # The exact KL comes from hidden states: what it does to the log-probs is told by its estimate.
         estimates = self._estimates(scores, selected, "k3" if exact else self.args.cpl_divergence)
-        divergences = request.divergences if exact else estimates
+        if not exact:
+            request.divergences = estimates
+        divergences = request.divergences
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
         share = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
         told = divergence_contrast(*estimates, self.args.cpl_temperature)
