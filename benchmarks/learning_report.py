@@ -155,7 +155,7 @@ def choice_table(report: dict[str, Any]) -> str:
         groups.setdefault("GRPO" if bound is None else f"{bound:g}", []).append(run)
     names = [name for name in FIGURES if name != "errors that misread"]
     lines = []
-    for label, runs in groups.items():
+    for label, runs in sorted(groups.items(), key=lambda group: (group[0] != "GRPO", group[0])):
         means = [float(np.mean([FIGURES[name](run) for run in runs])) for name in names]
         cells = [
             f"{mean:.2f}" if name.endswith("nats") else f"{mean:.1f}" for mean, name in zip(means, names, strict=True)

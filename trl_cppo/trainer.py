@@ -329,11 +329,17 @@ class CPPOTrainer(CardedGRPOTrainer):
         told_share = self.args.cpl_coef * self._share_of_window(inputs, told, selected)
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
         squares = squared_gradients((policy_loss, told_share), request.logps)
-        metrics = cpl_metrics(self.accelerator.reduce(torch.cat([sums, squares]), "sum"), self.args.cpl_reduction)
-        for name, value in metrics.items():
+        totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
+        for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
-        ratio, limit = metrics["cpl/gradient_ratio"], self.args.cpl_max_gradient_ratio
-        return share * (limit / ratio) if limit is not None and ratio > limit else share
+        return self._bounded(share, *totals[-2:].sqrt().tolist())
+
+    def _bounded(self, share: torch.Tensor, policy_norm: float, share_norm: float) -> torch.Tensor:
+        """Where the policy loss has no gradient the CPL, too, gets none: the bound holds there as well."""
+        limit = self.args.cpl_max_gradient_ratio
+        if limit is None or share_norm <= limit * policy_norm:
+            return share
+        return share * (limit * policy_norm / share_norm)
 
     def _estimates(
         self, scores: ViewScores, selected: torch.Tensor, divergence: str
