@@ -3,35 +3,42 @@
 r"""
 What CPPO's update (loss and backward) costs, as ratios to GRPOTrainer's on the same model and the same batch in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/cost.py          # a table
-    OMP_NUM_THREADS=1 python benchmarks/cost.py --json   # one JSON object on stdout
+    OMP_NUM_THREADS=1 python benchmarks/cost.py            # a table, and benchmarks/results/cost.json
+    OMP_NUM_THREADS=1 python benchmarks/cost.py --json     # the same as one JSON object on stdout
+    python benchmarks/cost.py --picture                    # docs/results/cost.svg from that file, without a run
 
 Four arms take turns: `grpo` is TRL's GRPOTrainer; `cppo` is CPPOTrainer with a share f of the rows gated, `cppo_kl` the same with
 the exact KL; `every_row` scores every row on both views in two further forwards, as the authors' code does. FLOPs are counted by
 `torch.utils.flop_counter`, the bytes that autograd keeps for the backward by saved-tensor hooks (a storage counts once,
-weights do not): both are exact. Seconds are medians over pairs of neighbouring runs.
+weights do not): both are exact. Seconds are medians over pairs of neighbouring runs; they want a machine that does nothing else.
+An interrupted run goes on where it stopped, a finished one is measured anew.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cost_pictures import draw_cost
+from counting import count, score_views_apart, versions
 from datasets import Dataset, Features, Image, List, Value
+from digits_lab import PICTURES, RESULTS, read_json, write_json
 from PIL import Image as PILImage
-from torch.utils import flop_counter
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
-aten = torch.ops.aten
+ARMS = {"grpo": "grpo_", "cppo": "", "cppo_kl": "kl_", "every_row": "every_row_"}  # and the prefixes of their figures
 GROUP = 4  # rollouts of a prompt
 HIDDEN, HEADS, LAYERS = 256, 4, 4  # of the text model and of the vision tower alike
 
@@ -99,84 +106,31 @@ class Bench:
         gated = sum(pair is not None for pair in self.batch["cpl_views"])
         assert gated == round(share * options.rows), f"{gated} of {options.rows} rows are gated, expected {share}"
 
-    def loss(self, arm: str) -> torch.Tensor:
+    def loss(self, arm: str, batch: dict[str, Any]) -> torch.Tensor:
         if arm == "grpo":
-            plain = {key: value for key, value in self.batch.items() if key not in ("cpl_views", "num_gated_rows")}
-            return self.grpo.compute_loss(self.model, plain)
+            return self.grpo.compute_loss(self.model, batch)
         if arm == "every_row":
-            return self._every_row()
+            return self._every_row(batch)
         self.cppo.args.cpl_divergence = "kl" if arm == "cppo_kl" else "k3"
-        return self.cppo.compute_loss(self.model, self.batch)
+        return self.cppo.compute_loss(self.model, batch)
 
-    def _every_row(self) -> torch.Tensor:
-        """Three forwards, each of all rows. The CPL's own arithmetic is negligible, so log-probs are only added."""
-        batch = self.batch
+    def _every_row(self, batch: dict[str, Any]) -> torch.Tensor:
+        pairs = [self.cppo._view_maker([row["image"]], place // GROUP) for place, row in enumerate(self.inputs)]
+        views = [[pair.preserved for pair in pairs], [pair.removed for pair in pairs]]
+        pixels = [self.cppo._process_views(images)["pixel_values"] for images in views]
         loss = self.grpo.compute_loss(self.model, batch)
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        rest = {name: batch[name] for name in ("image_grid_thw", "num_images", "mm_token_type_ids")}
-        prompts = [place // GROUP for place in range(len(ids))]
-        pairs = [
-            self.cppo._view_maker([row["image"]], prompt) for row, prompt in zip(self.inputs, prompts, strict=True)
-        ]
-        for images in ([pair.preserved for pair in pairs], [pair.removed for pair in pairs]):
-            logps, _, _ = self.grpo._get_per_token_logps_and_entropies(
-                self.model, ids, mask, batch["completion_ids"].size(1), compute_entropy=True,
-                pixel_values=self.cppo._process_views(images)["pixel_values"], **rest,
-            )  # fmt: skip
-            loss = loss + 0.01 * logps.mean()
-        return loss
+        return loss + score_views_apart(self.grpo, self.model, batch, pixels)
 
     def update(self, arm: str) -> None:
         self.model.zero_grad()
-        self.loss(arm).backward()
+        self.loss(arm, self.batch).backward()
 
     def step(self, arm: str) -> None:
         """Generation, scoring of the rollouts, update."""
         trainer = self.grpo if arm == "grpo" else self.cppo
-        self.batch = trainer._generate_and_score_completions(self.inputs)
-        self.update(arm)
-
-
-def count_flops(run: Callable[[], None]) -> int:
-    # The registry has the GPU's attention kernels and the out-of-place products alone.
-    extra = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: (
-            flop_counter.sdpa_flop_count(q, k, v)
-        ),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, **kwargs: (
-            flop_counter.sdpa_backward_flop_count(grad, q, k, v)
-        ),
-        aten.addmm_: lambda total, a, b, **kwargs: 2 * a[0] * a[1] * b[1],
-    }
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=extra) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def count_saved_bytes(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> int:
-    """Bytes that autograd keeps between forward and backward, weights left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss()
-    value.backward()
-    return sum(storages.values())
-
-
-def count_forwards(model: torch.nn.Module, run: Callable[[], None]) -> int:
-    calls = []
-    hook = model.register_forward_pre_hook(lambda module, args: calls.append(1))
-    run()
-    hook.remove()
-    return len(calls)
+        batch = trainer._generate_and_score_completions(self.inputs)
+        self.model.zero_grad()
+        self.loss(arm, batch).backward()
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -186,65 +140,116 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 def view_seconds(bench: Bench) -> dict[str, float]:
-    """Seconds that the views of one CPPO step take: the transforms of each prompt, the image processing of each row."""
-    prompts = [([row["image"]], place) for place, row in enumerate(bench.inputs[::GROUP])]
-    pairs = [pair for pair in bench.batch["cpl_views"] if pair is not None]
-    images = [pair.preserved for pair in pairs] + [pair.removed for pair in pairs]
+    """Seconds that the views of one CPPO step take: both are made once for the gated rollouts of a prompt."""
+    gated = {place // GROUP: pair for place, pair in enumerate(bench.batch["cpl_views"]) if pair is not None}
+    prompts = {prompt: [bench.inputs[prompt * GROUP]["image"]] for prompt in gated}
+    images = [pair.preserved for pair in gated.values()] + [pair.removed for pair in gated.values()]
     return {
-        "transforms": seconds(lambda: [bench.cppo._view_maker(images, prompt) for images, prompt in prompts]),
+        "transforms": seconds(lambda: [bench.cppo._view_maker(images, prompt) for prompt, images in prompts.items()]),
         "image_processing": seconds(lambda: bench.cppo._process_views(images)) if images else 0.0,
     }
+
+
+def take_turns(run: Callable[[str], None], arms: list[str], repeats: int) -> list[dict[str, float]]:
+    """Seconds of each arm, again and again; another arm begins each time, for the first may find a cold cache."""
+    rounds = []
+    for place in range(repeats):
+        start = place % len(arms)
+        rounds.append({arm: seconds(lambda arm=arm: run(arm)) for arm in arms[start:] + arms[:start]})
+    return rounds
 
 
 def measure(options: argparse.Namespace, share: float) -> dict[str, Any]:
     """All figures of one gated share."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, share, folder)
-        model, arms = bench.model, ("grpo", "cppo", "cppo_kl", "every_row")
-        flops = {arm: count_flops(lambda arm=arm: bench.update(arm)) for arm in arms}
-        saved = {arm: count_saved_bytes(model, lambda arm=arm: bench.loss(arm)) for arm in arms}
-        forwards = {arm: count_forwards(model, lambda arm=arm: bench.update(arm)) for arm in arms}
-        pairs = [{arm: seconds(lambda arm=arm: bench.update(arm)) for arm in arms} for _ in range(options.repeats)]
-        steps = [{arm: seconds(lambda arm=arm: bench.step(arm)) for arm in arms[:2]} for _ in range(options.repeats)]
+        counts = {arm: count(bench.model, lambda arm=arm: bench.loss(arm, bench.batch)) for arm in ARMS}
+        updates = take_turns(bench.update, list(ARMS), options.repeats)
+        steps = take_turns(bench.step, ["grpo", "cppo"], options.repeats)
         views = [view_seconds(bench) for _ in range(options.repeats)]
 
     def ratio(times: list[dict[str, float]], arm: str) -> float:
         return statistics.median(pair[arm] / pair["grpo"] for pair in times)
 
-    update = statistics.median(pair["cppo"] for pair in pairs)
+    grpo = counts["grpo"]
     row = {"gated_share": share, "limit": 1 + 2 * share}
-    for arm, prefix in (("cppo", ""), ("cppo_kl", "kl_"), ("every_row", "every_row_")):
-        row[f"{prefix}flops_ratio"] = flops[arm] / flops["grpo"]
-        row[f"{prefix}saved_bytes_ratio"] = saved[arm] / saved["grpo"]
-        row[f"{prefix}forwards"] = forwards[arm]
-        row[f"{prefix}update_seconds_ratio"] = ratio(pairs, arm)
+    for arm in ("cppo", "cppo_kl", "every_row"):
+        prefix = ARMS[arm]
+        row[f"{prefix}flops_ratio"] = counts[arm].flops / grpo.flops
+        row[f"{prefix}saved_bytes_ratio"] = counts[arm].saved_bytes / grpo.saved_bytes
+        row[f"{prefix}forwards"] = counts[arm].forwards
+        row[f"{prefix}update_seconds_ratio"] = ratio(updates, arm)
     row["step_seconds_ratio"] = ratio(steps, "cppo")
+    update = statistics.median(pair["cppo"] for pair in updates)
     for name in views[0]:
         row[f"{name}_share_of_update"] = statistics.median(view[name] for view in views) / update
-    row["grpo"] = {"flops": flops["grpo"], "saved_bytes": saved["grpo"], "forwards": forwards["grpo"]}
+    row["views_share_of_update"] = statistics.median(sum(view.values()) for view in views) / update
+    row |= {"grpo_flops": grpo.flops, "grpo_saved_bytes": grpo.saved_bytes, "grpo_forwards": grpo.forwards}
+    row["grpo_update_seconds"] = statistics.median(pair["grpo"] for pair in updates)
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    names = [name for name in rows[0] if name != "grpo"]
-    return "\n".join(f"{name:28}" + "".join(f"{row[name]:>10.3f}" for row in rows) for name in names)
+COLUMNS = {
+    "f": "{gated_share}",
+    "forwards": "{forwards}",
+    "FLOPs": "{flops_ratio:.2f}",
+    "bytes kept": "{saved_bytes_ratio:.2f}",
+    "update, time": "{update_seconds_ratio:.2f}",
+    "step, time": "{step_seconds_ratio:.2f}",
+    "views, share of the update's time": "{views_share_of_update:.1%}",
+    "exact KL: FLOPs, bytes": "{kl_flops_ratio:.2f}, {kl_saved_bytes_ratio:.2f}",
+    "authors' way: forwards, FLOPs, bytes, time": (
+        "{every_row_forwards}, {every_row_flops_ratio:.2f}, {every_row_saved_bytes_ratio:.2f}, "
+        "{every_row_update_seconds_ratio:.2f}"
+    ),
+}
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    lines += [[text.format(**row) for text in COLUMNS.values()] for row in report["rows"]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("rows", "side", "completion", "vocabulary", "repeats")
+    head = {"settings": {name: getattr(options, name) for name in names}, "versions": versions()}
+    report = read_json(options.output) if options.output else {}
+    rows = report.get("rows", []) if {name: report.get(name) for name in head} == head else []
+    if len(rows) == len(SHARES):
+        rows = []
+    for share in SHARES[len(rows) :]:
+        rows.append(measure(options, share))
+        if options.output:
+            write_json(options.output, {**head, "rows": rows})
+    return {**head, "rows": rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of a table")
+    parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/cost.json)")
+    parser.add_argument("--picture", action="store_true", help="draw docs/results/cost.svg from that file, no run")
+    parser.add_argument(
+        "--smoke", action="store_true", help="small and short: 4 rows, 56-pixel images, 8 tokens, one repeat"
+    )
     parser.add_argument("--rows", type=int, default=8, help=f"rollouts of the batch, a multiple of {GROUP}")
     parser.add_argument("--side", type=int, default=448, help="pixels of an image's side")
     parser.add_argument("--completion", type=int, default=64, help="completion tokens")
     parser.add_argument("--vocabulary", type=int, default=4096, help="entries; Qwen2.5-VL has 152,064")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each arm")
-    parser.add_argument("--smoke", action="store_true", help="small and short: 112-pixel images, 16 tokens, 2 repeats")
     options = parser.parse_args()
     if options.smoke:
-        options.side, options.completion, options.repeats = 112, 16, 2
-    rows = [measure(options, share) for share in SHARES]
-    settings = {name: getattr(options, name) for name in ("rows", "side", "completion", "vocabulary", "repeats")}
-    print(json.dumps({"settings": settings, "rows": rows}) if options.json else table(rows))
+        options.rows, options.side, options.completion, options.repeats, options.json = GROUP, 56, 8, 1, True
+    if options.output is None and (options.picture or not options.smoke):
+        options.output = RESULTS / "cost.json"
+    if options.picture:
+        draw_cost(read_json(options.output), PICTURES / "cost.svg")
+        return
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
+        report = run(options)
+    print(json.dumps(report) if options.json else table(report))
 
 
 if __name__ == "__main__":

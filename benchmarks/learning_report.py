@@ -64,7 +64,7 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "avg@4": right("clean", "avg@4"),
     "training reward, last 10 steps": lambda run: 100 * run["history"]["rewards/sum_reward/mean"][-1],
     "errors that misread": misread_share,
-    "detector AUC": lambda run: 100 * run["detector"]["auc"],
+    "detector AUC, %": lambda run: 100 * run["detector"]["auc"],
     "ΔH of perception tokens, nats": lambda run: run["detector"]["shift_perception"],
     "ΔH of other tokens, nats": lambda run: run["detector"]["shift_other"],
 }
@@ -75,9 +75,9 @@ def cell(values: Values, digits: int = 1) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def difference(values: Values, baseline: Values) -> str:
+def difference(values: Values, baseline: Values, digits: int = 1) -> str:
     mean, low, high = interval(paired(values, baseline))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
@@ -105,7 +105,15 @@ def tables(report: dict[str, Any], steps: int) -> str:
         ],
     )  # fmt: skip
     conditions = report["grading"]["conditions"]
-    parts = [first]
+    others = [row for row in rows if row[0] not in ("warm start", ARMS["grpo"].label)]
+    pairs = [
+        [label] + [
+            difference(select(report, arm, figure, length), select(report, "grpo", figure, steps), digits[name])
+            for name, figure in FIGURES.items()
+        ]
+        for label, arm, length in others
+    ]  # fmt: skip
+    parts = [first, _table(["difference to GRPO", *FIGURES], pairs)]
     for title, kind in (("greedy", "right"), ("avg@4", "avg@4")):
         lines = []
         for label, arm, length in rows:
@@ -155,7 +163,7 @@ def choice_table(report: dict[str, Any]) -> str:
         groups.setdefault("GRPO" if bound is None else f"{bound:g}", []).append(run)
     names = [name for name in FIGURES if name != "errors that misread"]
     lines = []
-    for label, runs in groups.items():
+    for label, runs in sorted(groups.items(), key=lambda group: (group[0] != "GRPO", group[0])):
         means = [float(np.mean([FIGURES[name](run) for run in runs])) for name in names]
         cells = [
             f"{mean:.2f}" if name.endswith("nats") else f"{mean:.1f}" for mean, name in zip(means, names, strict=True)
@@ -166,7 +174,7 @@ def choice_table(report: dict[str, Any]) -> str:
 
 def sweep_picture(report: dict[str, Any], steps: int, path: Path) -> None:
     """Accuracy and detection over λ of both forms of CPPO, beside GRPO."""
-    shown = ["greedy", "avg@4", "detector AUC", "ΔH of other tokens, nats"]
+    shown = ["greedy", "avg@4", "detector AUC, %", "ΔH of other tokens, nats"]
     figure, [axes] = pictures.new_figure(len(shown), width=3.3, height=3.2)
     for panel, name in zip(axes, shown, strict=True):
         base = _swept(report, "grpo", 0.0, FIGURES[name], steps)

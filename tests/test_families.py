@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every model family: the view rows get the pixels of their own row, and λ = 0 is GRPOTrainer."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_cppo import CPPOConfig, CPPOTrainer
 from trl_cppo.families import _IMAGE_OPTIONS, ViewProcessor, placeholder_ids
 from trl_cppo.upstream import RepairedGRPOTrainer
+from trl_cppo.view_batch import append_view_rows
 
 # What GRPOTrainer itself cannot train, with the error that it raises; the README's table says the same.
 UPSTREAM = {
@@ -65,9 +67,9 @@ def test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind):
     )  # fmt: skip
     requests = []
     original = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request: (
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
         requests.append(request),
-        original(inputs, request),
+        original(inputs, request, policy_loss),
     )[1]
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 4
@@ -89,6 +91,38 @@ def test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind):
             moved = max(moved, float((removed - anchor).detach().abs().max()))
     assert checked == 4 * sum(count > 0 for count in counts_of(family, kind))
     assert moved > 1e-3  # the comparison can tell one image from another
+
+
+@pytest.mark.parametrize(("family", "kind"), [(family, kind) for family in FAMILIES for kind in ("several", "mixed")])
+def test_views_that_rollouts_share_are_processed_once_and_become_the_same_batch(tmp_path, monkeypatch, family, kind):
+    counts = counts_of(family, kind)
+    trainer = make_trainer(
+        tmp_path, make_rows(counts, sizes=SIZES), family=family, gate_by_advantage=False, num_generations=2,
+        per_device_train_batch_size=8,
+    )  # fmt: skip
+    calls = []
+    monkeypatch.setattr(
+        "trl_cppo.trainer.append_view_rows", lambda *args: calls.append(args) or append_view_rows(*args)
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))  # in no order
+    trainer.compute_loss(trainer.model, batch)
+    [(scoring, rows, pairs, process)] = calls
+    assert len(rows) == 2 * sum(count > 0 for count in counts)
+    processed = []
+    monkeypatch.setattr(
+        ViewProcessor, "__call__", lambda self, images, call=ViewProcessor.__call__: processed.append(images) or call(self, images)
+    )  # fmt: skip
+    shared = append_view_rows(scoring, rows, pairs, process)
+    apart = append_view_rows(scoring, rows, [dataclasses.replace(pair) for pair in pairs], process)
+    assert [len(images) for images in processed] == [len(rows), 2 * len(rows)]
+    assert shared.keys() == apart.keys() and shared["pixel_values"] is not scoring["pixel_values"]
+    for name, value in shared.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == apart[name].dtype and torch.equal(value, apart[name]), name
+        else:
+            assert value is apart[name] or value == apart[name], name
 
 
 @pytest.mark.parametrize("kind", ["one", "several"])

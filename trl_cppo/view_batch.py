@@ -98,7 +98,9 @@ def append_view_rows(
         extended[name] = torch.cat([scoring[name], view_rows, view_rows])
     for name in _COUNTS & used:
         extended[name] = scoring[name] + 2 * [scoring[name][row] for row in rows]
-    views = process([pair.preserved for pair in pairs] + [pair.removed for pair in pairs])
+    firsts, order = _distinct(pairs)
+    first_rows = [rows[first] for first in firsts]
+    views = process([pairs[first].preserved for first in firsts] + [pairs[first].removed for first in firsts])
     for name in sorted(PIXELS & used):
         if name not in views:
             raise NotImplementedError(
@@ -106,9 +108,23 @@ def append_view_rows(
                 "family is not supported yet; cpl_coef=0 trains with GRPO."
             )
         entries = _entries_of_rows(name, scoring, process.pixels_by_row)
-        _check_same_shape(name, views[name], scoring[name], entries, rows)
-        extended[name] = _concatenate(scoring[name], views[name], -1 if name == "image_position_ids" else 0)
+        _check_same_shape(name, views[name], scoring[name], entries, first_rows)
+        padding = -1 if name == "image_position_ids" else 0
+        extended[name] = _concatenate(
+            scoring[name], views[name], 2 * [entries[row] for row in first_rows], order, padding
+        )
     return extended
+
+
+def _distinct(pairs: list[ViewPair]) -> tuple[list[int], list[int]]:
+    """
+    The rollouts of one prompt share a pair, whose pixels are made once: the place of each distinct pair, and of each
+    view row the number of its images among those of the distinct pairs, the preserved before the removed.
+    """
+    numbers: dict[int, int] = {}
+    order = [numbers.setdefault(id(pair), len(numbers)) for pair in pairs]
+    firsts = [order.index(number) for number in range(len(numbers))]
+    return firsts, order + [number + len(firsts) for number in order]
 
 
 def _entries_of_rows(name: str, scoring: dict[str, Any], pixels_by_row: bool) -> list[int]:
@@ -139,8 +155,14 @@ def _check_same_shape(
             )
 
 
-def _concatenate(anchors: torch.Tensor, views: torch.Tensor, padding: int) -> torch.Tensor:
-    """Along dimension 0, the others padded at the end to the larger: processors pad to the largest image they see."""
+def _concatenate(
+    anchors: torch.Tensor, views: torch.Tensor, entries: list[int], order: list[int], padding: int
+) -> torch.Tensor:
+    """
+    Along dimension 0: the anchors, then the views, cut into parts of so many `entries`, in this order.
+
+    The ones or the others are padded at the end to the larger: processors pad to the largest image they see.
+    """
     views = views.to(anchors.device, anchors.dtype)
     shape = [max(sizes) for sizes in zip(anchors.shape[1:], views.shape[1:], strict=True)]
 
@@ -148,4 +170,5 @@ def _concatenate(anchors: torch.Tensor, views: torch.Tensor, padding: int) -> to
         missing = [new - old for new, old in zip(shape, tensor.shape[1:], strict=True)]
         return F.pad(tensor, [side for amount in reversed(missing) for side in (0, amount)], value=padding)
 
-    return torch.cat([padded(anchors), padded(views)])
+    parts = torch.split(padded(views), entries)
+    return torch.cat([padded(anchors), *(parts[number] for number in order)])

@@ -1,0 +1,87 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of cost.py and scale.py, from their JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from pictures import COLORS, GREY, new_figure, save
+from scale_tables import GIB, TITLES, select, states
+
+MANY = 8  # GPUs of the memory panel
+
+
+def draw_cost(report: dict[str, Any], path: Path) -> None:
+    """Ratios to GRPO's update against the share of gated rows: counts on the left, times on the right."""
+    figure, [[counts, times]] = new_figure(columns=2)
+    rows = report["rows"]
+    shares = [row["gated_share"] for row in rows]
+
+    def line(axes: Any, name: str, label: str, color: str, marker: str, **style: Any) -> None:
+        axes.plot(shares, [row[name] for row in rows], color=color, marker=marker, label=label, **style)
+
+    for axes in (counts, times):
+        axes.plot(shares, [row["limit"] for row in rows], color=GREY, linestyle="--", linewidth=1.2, label="1 + 2f")
+        axes.set(xlabel="f, share of gated rows", ylim=(0, None), xticks=shares)
+    line(counts, "flops_ratio", "CPPO, FLOPs", COLORS[0], "o")
+    line(counts, "saved_bytes_ratio", "CPPO, bytes kept", COLORS[4], "x", linestyle=":", markersize=9)
+    line(counts, "every_row_flops_ratio", "authors' way, both", COLORS[1], "s")
+    line(times, "update_seconds_ratio", "CPPO, update", COLORS[0], "o")
+    line(times, "step_seconds_ratio", "CPPO, step with sampling", COLORS[2], "^")
+    line(times, "every_row_update_seconds_ratio", "authors' way, update", COLORS[1], "s")
+    counts.set(title="Counts", ylabel="ratio to GRPO")
+    times.set(title="Seconds (medians)")
+    top = 1.1 * max(counts.get_ylim()[1], times.get_ylim()[1])
+    for axes in (counts, times):
+        axes.set_ylim(0, top)
+        axes.legend(loc="lower right")
+    save(figure, path)
+
+
+def draw_scale(report: dict[str, Any], path: Path) -> None:
+    """Cost (above) and memory (below) of the true models, over the gated share, the completion's and the image's length."""
+    figure, axes = new_figure(columns=3, rows=2, width=3.6)
+    _draw_shares(report, *axes[:, 0])
+    _draw_lengths(report, *axes[:, 1], "completion", "completion tokens")
+    _draw_lengths(report, *axes[:, 2], "patches", "patches of the image")
+    for panel in axes.flat:
+        panel.set_ylim(0, None)
+        panel.legend(loc="best", fontsize=8)
+    save(figure, path)
+
+
+def _draw_shares(report: dict[str, Any], cost: Any, memory: Any) -> None:
+    base = {**report["settings"]["base"], "rows": report["settings"]["batch"]}
+    shares = report["settings"]["shares"]
+    cost.plot(shares, [1 + 2 * share for share in shares], color=GREY, linestyle="--", linewidth=1.2, label="1 + 2f")
+    for (model, title), color, marker in zip(TITLES.items(), COLORS, "ox", strict=False):
+        points = select(report, model=model, **base, checkpointing=False)
+        flops = {
+            arm: [point["flops"] for point in points if point["arm"] == arm] for arm in ("grpo", "cppo", "every_row")
+        }
+        [grpo] = flops["grpo"]
+        style = {"color": color, "marker": marker, "linestyle": ":", "markersize": 9 if marker == "x" else 5}
+        cost.plot(shares, [value / grpo for value in flops["cppo"]], label=f"CPPO, {title}", **style)
+        if marker == "o":
+            cost.axhline(flops["every_row"][0] / grpo, color=COLORS[2], linewidth=1.2, label="authors' way")
+        for checkpointing, style, label in ((False, "--", "all kept"), (True, "-", "checkpointing")):
+            points = select(report, model=model, **base, arm="cppo", checkpointing=checkpointing)
+            totals = [(states(report, model, MANY) + point["peak_bytes"]) / GIB for point in points]
+            memory.plot(shares, totals, color=color, linestyle=style, marker=".", label=f"{title}, {label}")
+    for panel, label in ((cost, "FLOPs of an update / GRPO's"), (memory, f"GiB on each of {MANY} GPUs")):
+        panel.set(xlabel="f, share of gated rows", xticks=shares, ylabel=label)
+
+
+def _draw_lengths(report: dict[str, Any], cost: Any, memory: Any, name: str, label: str) -> None:
+    fixed = {other: value for other, value in report["settings"]["base"].items() if other != name}
+    fixed["rows"] = report["settings"]["pair"]
+    for (model, title), color in zip(TITLES.items(), COLORS, strict=False):
+        for arm, style, text in (("grpo", ":", "GRPO"), ("cppo", "-", "f = 0.5")):
+            line = {"color": color, "linestyle": style, "marker": ".", "label": f"{title}, {text}"}
+            points = sorted(select(report, model=model, **fixed, arm=arm), key=lambda point: point[name])
+            plain, again = ([point for point in points if point["checkpointing"] is kept] for kept in (False, True))
+            x = [point[name] for point in plain]
+            cost.plot(x, [point["flops"] / point["rows"] / 1e12 for point in plain], **line)
+            memory.plot(x, [point["peak_bytes"] / GIB for point in again], **line)
+    cost.set(xlabel=label, ylabel="TFLOP a row")
+    memory.set(xlabel=label, ylabel="GiB of activations, 2 rows", title="with checkpointing")

@@ -1,0 +1,150 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+r"""
+What an update of Qwen2.5-VL-3B and 7B costs, GRPO's and CPPO's, over lengths and gated share, and the memory it needs.
+
+    OMP_NUM_THREADS=1 python benchmarks/scale.py            # tables, and benchmarks/results/scale.json
+    OMP_NUM_THREADS=1 python benchmarks/scale.py --json     # one JSON object on stdout in place of the tables
+    python benchmarks/scale.py --picture                    # docs/results/scale.svg from that file, without a count
+
+Nothing is downloaded or trained: CPPOTrainer's own loss and its backward run on tensors that have a shape and no data
+(shapes.py), on models of one or two layers of each kind; the others cost the same. The first figures of the report say how far
+that is from counts on real tensors of a small model with all its layers. Counts are exact, so nothing is timed. Attention counts
+in full squares; padding counts. Weights are bf16 without autocast, attention is of the flash kind, norms are not fused. Memory
+leaves out what ZeRO-3 gathers, buffers of the communication, and fragmentation. An interrupted call goes on where it stopped, a
+finished one is counted anew.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from cost_pictures import draw_scale
+from counting import versions
+from digits_lab import PICTURES, RESULTS, read_json, write_json
+from scale_tables import POINT, tables
+from shapes import Depth, Row, ShapeBench, count_parameters, load_config, with_depth
+from transformers import Qwen2_5_VLConfig
+
+MODELS = ("qwen2_5_vl_3b", "qwen2_5_vl_7b")
+BASE = Row(text=128, patches=1024, completion=512)  # a 448 × 448 image: 1,024 patches, 256 tokens
+LENGTHS = {"text": (32, 512, 2048), "patches": (256, 2304, 4096), "completion": (128, 2048, 4096)}
+BATCH, SHARES = 4, (0.0, 0.25, 0.5, 1.0)
+PAIR = 2  # rows of the batches whose lengths vary, one of them gated
+Key = tuple[str, Row, int, int, str, bool]  # model, row, rows of the batch, gated ones, arm, checkpointing
+
+
+def points(smoke: bool) -> Iterator[Key]:
+    """What is to be counted."""
+    if smoke:
+        yield from ((MODELS[0], BASE, PAIR, gated, "cppo" if gated else "grpo", False) for gated in range(PAIR + 1))
+        return
+    for model in MODELS:
+        for checkpointing in (False, True):
+            yield model, BASE, BATCH, 0, "grpo", checkpointing
+            for share in SHARES:
+                yield model, BASE, BATCH, round(share * BATCH), "cppo", checkpointing
+            yield model, BASE, BATCH, BATCH // 2, "cppo_kl", checkpointing
+            yield model, BASE, BATCH, BATCH, "every_row", checkpointing
+        for row in [BASE, *(replace(BASE, **{name: value}) for name in LENGTHS for value in LENGTHS[name])]:
+            for checkpointing in (False, True):
+                yield model, row, PAIR, 0, "grpo", checkpointing
+                yield model, row, PAIR, PAIR // 2, "cppo", checkpointing
+
+
+def name_point(key: Key) -> dict[str, Any]:
+    model, row, *rest = key
+    return dict(zip(POINT, (model, *asdict(row).values(), *rest), strict=True))
+
+
+def small_config() -> Qwen2_5_VLConfig:
+    """The 3B model made narrow and shallow, so that real tensors are cheap."""
+    config = with_depth(load_config("qwen2_5_vl_3b"), Depth(text=4, windowed=3, full=2)).to_dict()
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    config["text_config"].update(
+        hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope,
+        vocab_size=512, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    config["vision_config"].update(hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128)
+    ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+    return Qwen2_5_VLConfig.from_dict({**config, **ids})
+
+
+def check() -> dict[str, float]:
+    """
+    The largest relative errors of counts from few layers: against real tensors and all layers of a small model, and of the
+    peak, which real tensors do not tell, against all layers without data.
+    """
+    config = small_config()
+    even, uneven = [Row(10, 64, 16)] * 4, [Row(10, 64, 16), Row(20, 96, 24), Row(5, 16, 8), Row(10, 36, 30)]
+    real, shapes = ShapeBench("cpu", torch.float32), ShapeBench("meta", torch.float32)
+    errors = dict.fromkeys(("flops", "saved_bytes", "peak_bytes"), 0.0)
+    for rows, checkpointing in ((even, False), (uneven, True)):
+        expected = asdict(real.update(config, rows, 2, "cppo", checkpointing))
+        whole = shapes.update(config, rows, 2, "cppo", checkpointing)
+        expected["peak_bytes"] = max(whole.peaks.values())
+        counted = asdict(shapes.deep_update(config, rows, 2, "cppo", checkpointing))
+        errors = {name: max(error, abs(counted[name] / expected[name] - 1)) for name, error in errors.items()}
+    return errors
+
+
+def ratios(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """CPPO as ratios to GRPO on the same model, lengths and rows, without checkpointing."""
+    same = ("model", "text", "patches", "completion", "rows")
+    points = [point for point in counted if not point["checkpointing"]]
+    grpo = {tuple(point[name] for name in same): point for point in points if point["arm"] == "grpo"}
+    rows = []
+    for point in points:
+        reference = grpo.get(tuple(point[name] for name in same))
+        if reference and point["arm"] == "cppo":
+            row = {name: point[name] for name in same} | {"gated_share": point["gated"] / point["rows"]}
+            row |= {f"{name}_ratio": point[name] / reference[name] for name in ("flops", "saved_bytes", "peak_bytes")}
+            rows.append(row | {"forwards": point["forwards"]})
+    return rows
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    names = {"base": asdict(BASE), "batch": BATCH, "pair": PAIR, "shares": SHARES, "lengths": LENGTHS}
+    head = json.loads(json.dumps({"settings": names, "versions": versions()}))  # as it comes back from the file
+    report = read_json(options.output) if options.output else {}
+    wanted = list(points(options.smoke))
+    if {name: report.get(name) for name in head} != head or len(report["points"]) == len(wanted):
+        models = [{"model": model, "parameters": count_parameters(load_config(model))} for model in MODELS]
+        report = {**head, "check": check(), "models": models, "points": []}
+    bench = ShapeBench()
+    for key in wanted:
+        model, row, batch, *rest = key
+        if not any(name_point(key).items() <= point.items() for point in report["points"]):
+            counts = bench.deep_update(load_config(model), [row] * batch, *rest)
+            report["points"].append(name_point(key) | asdict(counts))
+            report["rows"] = ratios(report["points"])
+            if options.output:
+                write_json(options.output, report)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
+    parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/scale.json)")
+    parser.add_argument("--picture", action="store_true", help="draw docs/results/scale.svg from that file, no count")
+    parser.add_argument("--smoke", action="store_true", help="short: three points of the 3B model")
+    options = parser.parse_args()
+    if options.output is None and (options.picture or not options.smoke):
+        options.output = RESULTS / "scale.json"
+    if options.picture:
+        draw_scale(read_json(options.output), PICTURES / "scale.svg")
+        return
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
+        report = run(options)
+    print(json.dumps(report) if options.json or options.smoke else tables(report))
+
+
+if __name__ == "__main__":
+    main()
