@@ -152,5 +152,5 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
     """Whole or not at all, so that an interrupted run leaves a readable file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(report, indent=1) + "\n")
+    draft.write_text(json.dumps(report) + "\n")
     draft.replace(path)

@@ -75,9 +75,9 @@ def cell(values: Values, digits: int = 1) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def difference(values: Values, baseline: Values) -> str:
+def difference(values: Values, baseline: Values, digits: int = 1) -> str:
     mean, low, high = interval(paired(values, baseline))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
@@ -105,7 +105,15 @@ def tables(report: dict[str, Any], steps: int) -> str:
         ],
     )  # fmt: skip
     conditions = report["grading"]["conditions"]
-    parts = [first]
+    others = [row for row in rows if row[0] not in ("warm start", ARMS["grpo"].label)]
+    pairs = [
+        [label] + [
+            difference(select(report, arm, figure, length), select(report, "grpo", figure, steps), digits[name])
+            for name, figure in FIGURES.items()
+        ]
+        for label, arm, length in others
+    ]  # fmt: skip
+    parts = [first, _table(["difference to GRPO", *FIGURES], pairs)]
     for title, kind in (("greedy", "right"), ("avg@4", "avg@4")):
         lines = []
         for label, arm, length in rows:
@@ -155,7 +163,7 @@ def choice_table(report: dict[str, Any]) -> str:
         groups.setdefault("GRPO" if bound is None else f"{bound:g}", []).append(run)
     names = [name for name in FIGURES if name != "errors that misread"]
     lines = []
-    for label, runs in groups.items():
+    for label, runs in sorted(groups.items(), key=lambda group: (group[0] != "GRPO", group[0])):
         means = [float(np.mean([FIGURES[name](run) for run in runs])) for name in names]
         cells = [
             f"{mean:.2f}" if name.endswith("nats") else f"{mean:.1f}" for mean, name in zip(means, names, strict=True)

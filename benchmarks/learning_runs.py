@@ -75,6 +75,7 @@ class Grading:
 def settings_of(job: Job) -> dict[str, Any]:
     """The whole configuration of a run, as CPPOConfig gets it."""
     settings = yaml.safe_load(CONFIG.read_text()) | {"seed": job.seed, "max_steps": job.steps, "save_strategy": "no"}
+    settings |= {"disable_tqdm": True, "reward_weights": [0.9, 0.1]}
     return settings | ARMS[job.arm].settings | job.settings
 
 
@@ -84,9 +85,7 @@ def train(job: Job) -> tuple[Any, list[dict[str, float]]]:
         trainer = ARMS[job.arm].trainer(
             model=str(digits.warm_start(seed=job.warm_start, progress=False)),
             reward_funcs=[digits.sum_reward, think_boxed_format_reward],
-            args=CPPOConfig(
-                **settings_of(job) | {"output_dir": folder, "disable_tqdm": True, "reward_weights": [0.9, 0.1]}
-            ),
+            args=CPPOConfig(**settings_of(job) | {"output_dir": folder}),
             train_dataset=digits.make_dataset("rl", 32 * job.steps, seed=job.seed),
         )
         with contextlib.redirect_stdout(io.StringIO()):  # the log of every step
@@ -171,30 +170,49 @@ def run_jobs(jobs: list[Job], grading: Grading, path: Path | None, workers: int 
     Do the jobs that the file at `path` does not hold yet, and add each to it when it is done.
 
     Raises:
-        `SystemExit`: if the file was made with another grading.
+        `SystemExit`: if the file was made with another grading or other settings; at the end, if a job failed.
     """
-    settings = {key: value for key, value in asdict(grading).items() if key != "models"}
-    settings["conditions"] = list(grading.conditions)
-    report = (lab.read_json(path) if path else {}) or {"grading": settings, "versions": versions(), "runs": {}}
-    if report["grading"] != settings:
-        sys.exit(f"{path} holds runs graded with {report['grading']}, not {settings}. Use another --output.")
-    report["arms"] = {
-        **report.get("arms", {}), **{job.arm: settings_of(Job(job.arm, 0, 0)) for job in jobs}
-    }  # fmt: skip
-    for arm, configuration in report["arms"].items():
-        print(arm, configuration, file=sys.stderr)
+    report = (lab.read_json(path) if path else {}) or {"grading": _plain(grading), "versions": versions(), "runs": {}}
+    if report["grading"] != _plain(grading):
+        sys.exit(f"{path} holds runs graded with {report['grading']}, not {_plain(grading)}. Use another --output.")
+    stale = [
+        job.name
+        for job in jobs
+        if report["runs"].get(job.name, {}).get("settings", settings_of(job)) != settings_of(job)
+    ]
+    if stale:
+        sys.exit(
+            f"{path} holds runs with other settings than the arms have now: {', '.join(stale)}. Use another --output."
+        )
+    for arm in dict.fromkeys(job.arm for job in jobs):
+        print(arm, settings_of(next(job for job in jobs if job.arm == arm)), file=sys.stderr)
     todo = [job for job in jobs if job.name not in report["runs"]]
     for seed in sorted({job.warm_start for job in todo}):  # once, before the workers that share it
         digits.warm_start(seed=seed)
     # One thread each, and a thread that waits gives its core away: the variables are read when torch is loaded.
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    failures = []
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         pending = {pool.submit(run, job, grading): job for job in todo}
-        for done in as_completed(pending):
-            job, result = pending[done], done.result()
-            report["runs"][job.name] = {"job": asdict(job), **result}
-            if path:
-                lab.write_json(path, report)
-            clean = result["conditions"].get("clean", {})
-            print(f"{job.name}: {clean}, {result['training_seconds']:.0f} s", file=sys.stderr, flush=True)
+        try:
+            for done in as_completed(pending):
+                job, error = pending[done], done.exception()
+                if error:
+                    failures.append(f"{job.name}: {error!r}")
+                    continue
+                report["runs"][job.name] = {"job": asdict(job), "settings": settings_of(job), **done.result()}
+                if path:
+                    lab.write_json(path, report)
+                print(job.name, done.result()["conditions"].get("clean"), file=sys.stderr, flush=True)
+        except BaseException:  # an interruption does not wait for what has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        sys.exit("These runs failed, the others are kept:\n" + "\n".join(failures))
     return report
+
+
+def _plain(grading: Grading) -> dict[str, Any]:
+    """As JSON has it, without what does not change a grade."""
+    plain = {key: value for key, value in asdict(grading).items() if key != "models"}
+    return {**plain, "conditions": list(grading.conditions)}

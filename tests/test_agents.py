@@ -84,7 +84,10 @@ def score(trainer):
     batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
     seen = []
     cpl = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request: (seen.append(request), cpl(inputs, request))[1]
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+        seen.append(request),
+        cpl(inputs, request, policy_loss),
+    )[1]
     loss = trainer.compute_loss(trainer.model, batch)
     return batch, seen[0], loss
 

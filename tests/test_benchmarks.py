@@ -49,7 +49,7 @@ def check_gradients(report):
     batches = report["warm_starts"]["0"]["batches"]
     assert all(batch["error_of_sum"] < 1e-4 for batch in batches)  # anchor + positive + negative = the whole
     assert all(batch["ratios"]["weights"] > 1 for batch in batches)
-    assert all(entry["unsure_logps"] > 0 for entry in report["training"]["0.2"])
+    assert all(entry["metric"] > 0 for entry in report["training"]["0.2"])
 
 
 def check_learning(report):

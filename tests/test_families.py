@@ -67,9 +67,9 @@ def test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind):
     )  # fmt: skip
     requests = []
     original = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request: (
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
         requests.append(request),
-        original(inputs, request),
+        original(inputs, request, policy_loss),
     )[1]
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 4

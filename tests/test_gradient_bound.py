@@ -3,6 +3,7 @@
 """How hard the CPL pulls beside the policy loss: the metric `cpl/gradient_ratio` and its bound."""
 
 import functools
+import math
 
 import pytest
 import torch
@@ -84,6 +85,21 @@ def parameter_gradients(trainer, batch, coef, bound=None):
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch).backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def test_without_a_policy_gradient_the_bound_leaves_none(batch_and_trainer):
+    batch, trainer = batch_and_trainer(gate_by_advantage=False)
+    batch["advantages"] = torch.zeros_like(batch["advantages"])  # all rewards of each group are equal
+    assert gradient_at_logps(trainer, batch, coef=0.7).norm() > 0.01
+    assert gradient_at_logps(trainer, batch, coef=0.7, bound=0.4).norm() == 0
+    assert math.isnan(ratio_of(trainer))
+
+
+def test_what_no_loss_looks_at_does_not_count():
+    logps = torch.tensor([[-1.0, -2.0], [float("nan"), -0.5]], requires_grad=True)
+    loss = logps.masked_fill(logps.detach().isnan(), 0.0).sum()
+    expected = sum((1 - math.exp(value)) ** 2 for value in (-1.0, -2.0, -0.5))
+    assert squared_gradients((loss,), logps).item() == pytest.approx(expected)
 
 
 def test_the_exact_kl_is_bounded_by_its_estimate(batch_and_trainer):

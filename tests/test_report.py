@@ -48,7 +48,10 @@ def training_scores(trainer):
     noted = []
     keep, loss = trainer._keep_selection, trainer._contrastive_perception_loss
     trainer._keep_selection = lambda inputs, rows, selected: (noted.append(selected), keep(inputs, rows, selected))
-    trainer._contrastive_perception_loss = lambda inputs, request: (noted.append(request), loss(inputs, request))[1]
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+        noted.append(request),
+        loss(inputs, request, policy_loss),
+    )[1]
     rows = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
@@ -75,7 +78,10 @@ def test_the_exact_kl_is_that_of_the_trainer_and_shown_at_every_token(tmp_path, 
     )  # fmt: skip
     scorer = Scorer(saved("qwen2_5_vl"), dataset, [], cpl_divergence="kl", **VIEWS)
     requests, loss = [], trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request: (requests.append(request), loss(inputs, request))[1]
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+        requests.append(request),
+        loss(inputs, request, policy_loss),
+    )[1]
     compared = 0
     for place, (row, ids, _, _, selected) in enumerate(training_scores(trainer)):
         [rollout] = scorer([dataset[row]], [row], [ids])

@@ -211,4 +211,6 @@ def squared_gradients(losses: tuple[torch.Tensor, ...], logps: torch.Tensor) -> 
         return torch.zeros(len(losses), device=logps.device)
     passed_on = -torch.expm1(at_least_float32(logps.detach()))
     gradients = [torch.autograd.grad(loss, logps, retain_graph=True)[0] for loss in losses]
-    return torch.stack([(passed_on * gradient).square().sum() for gradient in gradients])
+    # Where no loss looks, a log-probability may be NaN, and 0 · NaN is NaN.
+    pulls = [torch.where(gradient == 0, 0.0, passed_on * gradient) for gradient in gradients]
+    return torch.stack([pull.square().sum() for pull in pulls])

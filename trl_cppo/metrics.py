@@ -77,5 +77,5 @@ def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
         "cpl/divergence_preserved": _quotient(preserved, selected),
         "cpl/divergence_removed": _quotient(removed, selected),
         "cpl/contrast_accuracy": _quotient(correct, selected),
-        "cpl/gradient_ratio": _quotient(squares[1], squares[0]) ** 0.5,
+        "cpl/gradient_ratio": _quotient(squares[1], squares[0]) ** 0.5 if gated else float("nan"),
     }

@@ -320,18 +320,26 @@ class CPPOTrainer(CardedGRPOTrainer):
         exact = request.divergences is not None
         # The exact KL comes from hidden states: what it does to the log-probs is told by its estimate.
         estimates = self._estimates(scores, selected, "k3" if exact else self.args.cpl_divergence)
-        divergences = request.divergences if exact else estimates
+        if not exact:
+            request.divergences = estimates
+        divergences = request.divergences
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
         share = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
         told = divergence_contrast(*estimates, self.args.cpl_temperature)
         told_share = self.args.cpl_coef * self._share_of_window(inputs, told, selected)
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
         squares = squared_gradients((policy_loss, told_share), request.logps)
-        metrics = cpl_metrics(self.accelerator.reduce(torch.cat([sums, squares]), "sum"), self.args.cpl_reduction)
-        for name, value in metrics.items():
+        totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
+        for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
-        ratio, limit = metrics["cpl/gradient_ratio"], self.args.cpl_max_gradient_ratio
-        return share * (limit / ratio) if limit is not None and ratio > limit else share
+        return self._bounded(share, *totals[-2:].sqrt().tolist())
+
+    def _bounded(self, share: torch.Tensor, policy_norm: float, share_norm: float) -> torch.Tensor:
+        """Where the policy loss has no gradient the CPL, too, gets none: the bound holds there as well."""
+        limit = self.args.cpl_max_gradient_ratio
+        if limit is None or share_norm <= limit * policy_norm:
+            return share
+        return share * (limit * policy_norm / share_norm)
 
     def _estimates(
         self, scores: ViewScores, selected: torch.Tensor, divergence: str

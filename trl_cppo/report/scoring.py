@@ -115,9 +115,11 @@ class _ScoringTrainer(CPPOTrainer):
         self.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.rewards
 
-    def _contrastive_perception_loss(self, inputs: dict[str, Any], request: Any) -> torch.Tensor:
+    def _contrastive_perception_loss(
+        self, inputs: dict[str, Any], request: Any, policy_loss: torch.Tensor
+    ) -> torch.Tensor:
         self.batch, self.request = inputs, request
-        return super()._contrastive_perception_loss(inputs, request)
+        return super()._contrastive_perception_loss(inputs, request, policy_loss)
 
     def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
         self.selected = super()._select(*entropies_and_mask)
