@@ -5,7 +5,7 @@ What CPPO's update (loss and backward) costs, as ratios to GRPOTrainer's on the 
 
     OMP_NUM_THREADS=1 python benchmarks/cost.py            # a table, and benchmarks/results/cost.json
     OMP_NUM_THREADS=1 python benchmarks/cost.py --json     # the same as one JSON object on stdout
-    python benchmarks/cost.py --picture                    # docs/results/cost.svg from that file, without a run
+    python benchmarks/cost.py --tables --picture           # tables and docs/results/cost.svg from that file, without a run
 
 Four arms take turns: `grpo` is TRL's GRPOTrainer; `cppo` is CPPOTrainer with a share f of the rows gated, `cppo_kl` the same with
 the exact KL; `every_row` scores every row on both views in two further forwards, as the authors' code does. FLOPs are counted by
@@ -230,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of a table")
     parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/cost.json)")
+    parser.add_argument("--tables", action="store_true", help="print the tables of that file, no run")
     parser.add_argument("--picture", action="store_true", help="draw docs/results/cost.svg from that file, no run")
     parser.add_argument(
         "--smoke", action="store_true", help="small and short: 4 rows, 56-pixel images, 8 tokens, one repeat"
@@ -242,10 +243,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         options.rows, options.side, options.completion, options.repeats, options.json = GROUP, 56, 8, 1, True
-    if options.output is None and (options.picture or not options.smoke):
+    if options.output is None and (options.picture or options.tables or not options.smoke):
         options.output = RESULTS / "cost.json"
     if options.picture:
         draw_cost(read_json(options.output), PICTURES / "cost.svg")
+    if options.tables:
+        print(table(read_json(options.output)))
+    if options.picture or options.tables:
         return
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
         report = run(options)

@@ -5,7 +5,7 @@ What an update of Qwen2.5-VL-3B and 7B costs, GRPO's and CPPO's, over lengths an
 
     OMP_NUM_THREADS=1 python benchmarks/scale.py            # tables, and benchmarks/results/scale.json
     OMP_NUM_THREADS=1 python benchmarks/scale.py --json     # one JSON object on stdout in place of the tables
-    python benchmarks/scale.py --picture                    # docs/results/scale.svg from that file, without a count
+    python benchmarks/scale.py --tables --picture           # tables and docs/results/scale.svg from that file, without a count
 
 Nothing is downloaded or trained: CPPOTrainer's own loss and its backward run on tensors that have a shape and no data
 (shapes.py), on models of one or two layers of each kind; the others cost the same. The first figures of the report say how far
@@ -133,13 +133,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/scale.json)")
+    parser.add_argument("--tables", action="store_true", help="print the tables of that file, no run")
     parser.add_argument("--picture", action="store_true", help="draw docs/results/scale.svg from that file, no count")
     parser.add_argument("--smoke", action="store_true", help="short: three points of the 3B model")
     options = parser.parse_args()
-    if options.output is None and (options.picture or not options.smoke):
+    if options.output is None and (options.picture or options.tables or not options.smoke):
         options.output = RESULTS / "scale.json"
     if options.picture:
         draw_scale(read_json(options.output), PICTURES / "scale.svg")
+    if options.tables:
+        print(tables(read_json(options.output)))
+    if options.picture or options.tables:
         return
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
         report = run(options)
