@@ -213,7 +213,8 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
         )
     accuracy.set_yticks(places, [ARMS[arm].label for arm in arms])
     accuracy.set_xlabel("right answers on clean held-out canvases, %")
-    accuracy.legend(loc="best")
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}  # nothing lies there
+    accuracy.legend(**above)
     conditions = report["grading"]["conditions"]
     rows = np.arange(len(conditions))[::-1]
     others = [arm for arm in arms if arm in ("cppo", "cppo_robust")]
@@ -227,7 +228,7 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
     shifts.axvline(0, color=pictures.GREY, linewidth=1)
     shifts.set_yticks(rows, conditions)
     shifts.set_xlabel("greedy accuracy minus GRPO's, points")
-    shifts.legend(loc="best")
+    shifts.legend(**above)
     pictures.save(figure, path)
 
 
