@@ -7,6 +7,7 @@ Shapes: `B` rows of the scoring batch, `S` its length, `T` completion tokens, `N
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,14 +26,13 @@ def observed_head(observe: Callable[[tuple, tuple], None]) -> Iterator[None]:
     """
     kernel = trl_utils._ChunkedLogProbFunction
 
-    class Observed:
-        @staticmethod
-        def apply(*arguments: Any) -> tuple:
-            results = kernel.apply(*arguments)
-            observe(arguments, results)
-            return results
+    def apply(*arguments: Any) -> tuple:
+        results = kernel.apply(*arguments)
+        observe(arguments, results)
+        return results
 
-    trl_utils._ChunkedLogProbFunction = Observed
+    # Not a class: that is a reference cycle, which would keep the batch's tensors until the garbage collector runs.
+    trl_utils._ChunkedLogProbFunction = SimpleNamespace(apply=apply)
     try:
         yield
     finally:
