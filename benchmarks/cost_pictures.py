@@ -22,7 +22,7 @@ def draw_cost(report: dict[str, Any], path: Path) -> None:
 
     for axes in (counts, times):
         axes.plot(shares, [row["limit"] for row in rows], color=GREY, linestyle="--", linewidth=1.2, label="1 + 2f")
-        axes.set(xlabel="f, share of gated rows", ylim=(0, None), xticks=shares)
+        axes.set(xlabel="f, share of gated rows", xticks=shares)
     line(counts, "flops_ratio", "CPPO, FLOPs", COLORS[0], "o")
     line(counts, "saved_bytes_ratio", "CPPO, bytes kept", COLORS[4], "x", linestyle=":", markersize=9)
     line(counts, "every_row_flops_ratio", "authors' way, both", COLORS[1], "s")
@@ -31,7 +31,7 @@ def draw_cost(report: dict[str, Any], path: Path) -> None:
     line(times, "every_row_update_seconds_ratio", "authors' way, update", COLORS[1], "s")
     counts.set(title="Counts", ylabel="ratio to GRPO")
     times.set(title="Seconds (medians)")
-    top = 1.1 * max(counts.get_ylim()[1], times.get_ylim()[1])
+    top = 1.1 * max(max(drawn.get_ydata()) for axes in (counts, times) for drawn in axes.get_lines())
     for axes in (counts, times):
         axes.set_ylim(0, top)
         axes.legend(loc="lower right")
