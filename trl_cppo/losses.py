@@ -131,6 +131,27 @@ def token_divergence(anchor_logps: torch.Tensor, view_logps: torch.Tensor, diver
     return estimate.clamp(-_MAX_DIVERGENCE, _MAX_DIVERGENCE)
 
 
+def sampled_divergences(
+    logps: tuple[torch.Tensor, torch.Tensor, torch.Tensor], selected: torch.Tensor, divergence: str = "k3"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    d⁺ and d⁻ at the selected tokens, 0 elsewhere.
+
+    Args:
+        logps (`tuple` of three tensors of shape `(B, T)`, float): log-probabilities of the sampled tokens given the image, the
+            information-preserving and the information-removing view. Gradient flows. What stands where nothing is selected,
+            even NaN, has no influence.
+        selected (`torch.Tensor` of shape `(B, T)`, bool): the perception tokens.
+        divergence (`str`, *optional*, defaults to `"k3"`): see [`token_divergence`], which also says what it raises.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: each of shape `(B, T)`, float32 (float64 for float64 inputs).
+    """
+    # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
+    anchor, preserved, removed = (tensor.masked_fill(~selected, 0.0) for tensor in logps)
+    return token_divergence(anchor, preserved, divergence), token_divergence(anchor, removed, divergence)
+
+
 def contrastive_perception_loss(
     logps: torch.Tensor,
     preserved_logps: torch.Tensor,

@@ -22,9 +22,15 @@ from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .fused_head import kl_to_views, observed_head, scored_positions
-from .losses import divergence_contrast, masked_mean, perception_token_mask, squared_gradients, token_divergence
+from .losses import (
+    divergence_contrast,
+    masked_mean,
+    perception_token_mask,
+    sampled_divergences,
+    squared_gradients,
+)
 from .metrics import cpl_metrics, cpl_sums
-from .view_batch import ViewPair, ViewScores, append_view_rows, split_scores
+from .view_batch import ViewPair, append_view_rows, split_scores
 from .view_maker import ViewMaker
 from .views import View, get_view
 
@@ -313,22 +319,20 @@ class CPPOTrainer(CardedGRPOTrainer):
     ) -> torch.Tensor:
         """The micro-batch's share of λ · CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
         scores = split_scores(request.logps, request.entropies, request.rows)
-        if request.selected is None:
-            request.selected = self._select(scores.entropies, scores.removed_entropies, request.mask)
-        selected = request.selected
-        self._keep_selection(inputs, request.rows, selected)
         exact = request.divergences is not None
-        # The exact KL comes from hidden states: what it does to the log-probs is told by its estimate.
-        estimates = self._estimates(scores, selected, "k3" if exact else self.args.cpl_divergence)
         if not exact:
-            request.divergences = estimates
-        divergences = request.divergences
+            request.selected = self._select(scores.entropies, scores.removed_entropies, request.mask)
+            request.divergences = sampled_divergences(scores.logps, request.selected, self.args.cpl_divergence)
+        selected, divergences = request.selected, request.divergences
+        self._keep_selection(inputs, request.rows, selected)
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
-        share = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
-        told = divergence_contrast(*estimates, self.args.cpl_temperature)
-        told_share = self.args.cpl_coef * self._share_of_window(inputs, told, selected)
+        share = told = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
+        if exact:  # it comes from hidden states: what it does to the log-probs is told by its estimate
+            estimates = sampled_divergences(scores.logps, selected, "k3")
+            estimate = divergence_contrast(*estimates, self.args.cpl_temperature)
+            told = self.args.cpl_coef * self._share_of_window(inputs, estimate, selected)
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
-        squares = squared_gradients((policy_loss, told_share), request.logps)
+        squares = squared_gradients((policy_loss, told), request.logps)
         totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
         for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
@@ -340,15 +344,6 @@ class CPPOTrainer(CardedGRPOTrainer):
         if limit is None or share_norm <= limit * policy_norm:
             return share
         return share * (limit * policy_norm / share_norm)
-
-    def _estimates(
-        self, scores: ViewScores, selected: torch.Tensor, divergence: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """d⁺ and d⁻ from the log-probs of the sampled tokens, each `(N, T)`, 0 where nothing is selected."""
-        # Filled before the loss and not only left out after it: 0 · NaN is NaN in the backward pass too.
-        anchor, *views = (tensor.masked_fill(~selected, 0.0) for tensor in scores.logps)
-        preserved, removed = (token_divergence(anchor, view, divergence) for view in views)
-        return preserved, removed
 
     def _share_of_window(self, inputs: dict[str, Any], loss: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
         """The token losses `(N, T)` reduced as `cpl_reduction` says."""
