@@ -39,11 +39,9 @@ class PAPOTrainer(CPPOTrainer):
     ) -> torch.Tensor:
         if not request.entropies.requires_grad:
             raise RuntimeError("PAPO's double entropy loss needs entropies with a gradient; this TRL gives none.")
-        logps, num_anchors = (
-            split_scores(request.logps, request.entropies, request.rows).logps,
-            len(inputs["cpl_views"]),
-        )
-        divergence = masked_mean(token_divergence(logps[0], logps[2]), request.mask)
+        logps, _, masked_logps = split_scores(request.logps, request.entropies, request.rows).logps
+        divergence = masked_mean(token_divergence(logps, masked_logps), request.mask)
+        num_anchors = len(inputs["cpl_views"])
         anchor, _, masked = request.entropies.split([num_anchors, len(request.rows), len(request.rows)])
         entropies = masked_mean(anchor[request.rows], request.mask) + masked_mean(masked, request.mask)
         return self.eta * entropies - self.args.cpl_coef * divergence

@@ -16,11 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from trl_cppo import digits
-from trl_cppo.digits.task import CELL, SIDE, handwriting
+from trl_cppo.digits.task import CELL, DIGIT, JITTER, NOISE, SIDE, handwriting
 
-_DIGIT = 24  # pixels, as the task draws them
-_NOISE = 25.0  # standard deviation of the pixel noise, of 255
-_MARGIN = (CELL - _DIGIT) // 2
+_MARGIN = (CELL - DIGIT) // 2
 _READ = re.compile(r"see(\d+),(\d+),(\d+)\.")
 
 
@@ -41,11 +39,11 @@ class Canvas:
 
 def _printed(labels: np.ndarray) -> np.ndarray:
     """The digits in the font that Pillow ships, shape `(n, 24, 24)`."""
-    font = ImageFont.load_default(size=_DIGIT)
+    font = ImageFont.load_default(size=DIGIT)
     images = []
     for label in labels:
-        image = Image.new("L", (_DIGIT, _DIGIT))
-        ImageDraw.Draw(image).text((_DIGIT / 2, _DIGIT / 2), str(label), fill=255, font=font, anchor="mm")
+        image = Image.new("L", (DIGIT, DIGIT))
+        ImageDraw.Draw(image).text((DIGIT / 2, DIGIT / 2), str(label), fill=255, font=font, anchor="mm")
         images.append(np.asarray(image, dtype=np.float32))
     return np.stack(images)
 
@@ -78,7 +76,7 @@ class Condition:
     """How canvases are drawn; the defaults are the training task's."""
 
     meaning: str
-    jitter: int = 2  # pixels
+    jitter: int = JITTER  # pixels
     printed: bool = False
     behind: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
     after: Callable[[Image.Image], Image.Image] | None = None
@@ -101,18 +99,18 @@ def _draw(condition: Condition, split: str, draw: np.random.Generator) -> Canvas
     images, labels = handwriting(split)
     allowed = np.flatnonzero(labels >= condition.labels_from)
     chosen = allowed[draw.integers(0, len(allowed), 3)]
-    offsets = draw.integers(-2, 3, (3, 2))
-    if condition.jitter != 2:
+    offsets = draw.integers(-JITTER, JITTER + 1, (3, 2))
+    if condition.jitter != JITTER:
         offsets = draw.integers(-condition.jitter, condition.jitter + 1, (3, 2))
     shown = _printed(labels[chosen]) if condition.printed else images[chosen]
     canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
     for cell, (image, offset) in enumerate(zip(shown, offsets, strict=True)):
-        top, left = np.clip(offset + _MARGIN + CELL * np.array(divmod(cell, 2)), 0, SIDE - _DIGIT)
-        place = canvas[top : top + _DIGIT, left : left + _DIGIT]
+        top, left = np.clip(offset + _MARGIN + CELL * np.array(divmod(cell, 2)), 0, SIDE - DIGIT)
+        place = canvas[top : top + DIGIT, left : left + DIGIT]
         np.maximum(place, image, out=place)
     if condition.behind:
         canvas = condition.behind(canvas, draw)
-    canvas = canvas + draw.normal(0.0, _NOISE, canvas.shape)
+    canvas = canvas + draw.normal(0.0, NOISE, canvas.shape)
     image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8)).convert("RGB")
     return Canvas(condition.after(image) if condition.after else image, tuple(int(label) for label in labels[chosen]))
 

@@ -15,27 +15,24 @@ An interrupted run goes on where it stopped, a finished one is measured anew.
 """
 
 import argparse
-import contextlib
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
 from cost_pictures import draw_cost
 from counting import count, score_views_apart, versions
 from datasets import Dataset, Features, Image, List, Value
-from digits_lab import PICTURES, RESULTS, read_json, write_json
 from PIL import Image as PILImage
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.markdown import table
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 ARMS = {"grpo": "grpo_", "cppo": "", "cppo_kl": "kl_", "every_row": "every_row_"}  # and the prefixes of their figures
@@ -205,11 +202,9 @@ COLUMNS = {
 }
 
 
-def table(report: dict[str, Any]) -> str:
+def tables(report: dict[str, Any]) -> str:
     """Markdown."""
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [[text.format(**row) for text in COLUMNS.values()] for row in report["rows"]]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(([text.format(**row) for text in COLUMNS.values()] for row in report["rows"]), COLUMNS)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -227,14 +222,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BenchmarkParser("cost", __doc__, smoke="4 rows, 56-pixel images, 8 tokens, one repeat")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of a table")
-    parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/cost.json)")
-    parser.add_argument("--tables", action="store_true", help="print the tables of that file, no run")
-    parser.add_argument("--picture", action="store_true", help="draw docs/results/cost.svg from that file, no run")
-    parser.add_argument(
-        "--smoke", action="store_true", help="small and short: 4 rows, 56-pixel images, 8 tokens, one repeat"
-    )
     parser.add_argument("--rows", type=int, default=8, help=f"rollouts of the batch, a multiple of {GROUP}")
     parser.add_argument("--side", type=int, default=448, help="pixels of an image's side")
     parser.add_argument("--completion", type=int, default=64, help="completion tokens")
@@ -242,18 +231,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each arm")
     options = parser.parse_args()
     if options.smoke:
-        options.rows, options.side, options.completion, options.repeats, options.json = GROUP, 56, 8, 1, True
-    if options.output is None and (options.picture or options.tables or not options.smoke):
-        options.output = RESULTS / "cost.json"
-    if options.picture:
-        draw_cost(read_json(options.output), PICTURES / "cost.svg")
-    if options.tables:
-        print(table(read_json(options.output)))
-    if options.picture or options.tables:
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
-        report = run(options)
-    print(json.dumps(report) if options.json else table(report))
+        options.rows, options.side, options.completion, options.repeats = GROUP, 56, 8, 1
+    if not parser.show(options, tables, lambda report: draw_cost(report, PICTURES / "cost.svg")):
+        run_and_print(options, run, tables)
 
 
 if __name__ == "__main__":

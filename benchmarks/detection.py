@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from digits_lab import entropy
 from PIL import Image
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from trl_cppo import views
@@ -32,33 +32,12 @@ def mixture(strength: float) -> views.View:
 
 def noise_boxes(count: float) -> views.View:
     """As the registered view of that name, with `count` boxes in place of 50."""
-
-    def view(image: Image.Image, generator: torch.Generator) -> Image.Image:
-        width, height = image.size
-        pixels = np.array(image)
-        for _ in range(int(count)):
-            box_width = max(1, round(views._uniform(0.05, 0.15, generator) * width))
-            box_height = max(1, round(views._uniform(0.05, 0.15, generator) * height))
-            left = views._integer(0, width - box_width + 1, generator)
-            top = views._integer(0, height - box_height + 1, generator)
-            noise = torch.randint(0, 256, (box_height, box_width, 3), generator=generator, dtype=torch.uint8)
-            pixels[top : top + box_height, left : left + box_width] = noise.numpy()
-        return Image.fromarray(pixels)
-
-    return view
+    return lambda image, generator: views.cover_with_boxes(image, int(count), generator)
 
 
 def zoom_crop(scale: float) -> views.View:
     """As the registered view of that name, with one `scale` of the sides in place of 0.6–0.7."""
-
-    def view(image: Image.Image, generator: torch.Generator) -> Image.Image:
-        width, height = image.size
-        crop_width, crop_height = max(1, round(scale * width)), max(1, round(scale * height))
-        left = views._integer(0, width - crop_width + 1, generator)
-        top = views._integer(0, height - crop_height + 1, generator)
-        return F.resized_crop(image, top, left, crop_height, crop_width, [height, width], InterpolationMode.BILINEAR)
-
-    return view
+    return lambda image, generator: views.crop_and_enlarge(image, scale, generator)
 
 
 def gaussian_blur(sigma: float) -> views.View:
@@ -114,7 +93,7 @@ def score_tokens(anchor: torch.Tensor, removed: torch.Tensor, completions: torch
         anchor, removed (`torch.Tensor` of shape `(B, T, V)`): log-probabilities given the image and given its view.
         completions (`torch.Tensor` of shape `(B, T)`, int64): the sampled tokens.
     """
-    entropies, removed_entropies = (-(logps.exp() * logps).sum(dim=-1) for logps in (anchor, removed))
+    entropies, removed_entropies = entropy(anchor), entropy(removed)
     logps, removed_logps = (table.gather(2, completions.unsqueeze(2)).squeeze(2) for table in (anchor, removed))
     return {
         "relative_shift": token_scores(entropies, removed_entropies, "relative_entropy_shift"),

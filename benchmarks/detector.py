@@ -26,6 +26,7 @@ import detector_page
 import digits_lab as lab
 import numpy as np
 import torch
+from command import PICTURES, BenchmarkParser, read_json, write_json
 
 from trl_cppo import digits
 
@@ -187,7 +188,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))  # tuples as the file has them
     versions = {name: version(name) for name in ("trl-cppo", "torch", "torchvision", "transformers", "scikit-learn")}
-    report = lab.read_json(options.output) if options.output else {}
+    report = read_json(options.output) if options.output else {}
     if report.get("settings") != settings or report.get("versions") != versions:
         report = {"settings": settings, "versions": versions, "groups": {}}
     for name, folders in groups_of(options).items():
@@ -201,35 +202,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         grades = grade_group(folders, chosen, options)
         report["groups"][name] = {"models": names, **grades}
         if options.output:
-            lab.write_json(options.output, report)
+            write_json(options.output, report)
     return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BenchmarkParser("detector", __doc__, smoke="one warm start, 40 canvases, two strengths a view")
     parser.add_argument(
         "--models", nargs="*", default=[], metavar="NAME=FOLDERS", help="a group of trained models, given by a pattern"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the warm starts")
     parser.add_argument("--canvases", type=int, default=500, help="of each split, one rollout each")
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/detector.json; with --smoke none")
-    parser.add_argument("--smoke", action="store_true", help="one warm start, 40 canvases, two strengths a view")
-    parser.add_argument("--tables", action="store_true", help="print the tables of the JSON")
-    parser.add_argument("--picture", action="store_true", help="draw the JSON")
     options = parser.parse_args()
+    if parser.show(
+        options, detector_page.tables, lambda report: detector_page.draw(report, PICTURES / "detector.svg")
+    ):
+        return
     if options.smoke:
         options.seeds, options.canvases, options.draws = [0], 40, 50
+        print(json.dumps(run(options)))
     else:
-        options.output = options.output or lab.RESULTS / "detector.json"
-    if options.tables:
-        print(detector_page.tables(lab.read_json(options.output)))
-    elif options.picture:
-        detector_page.draw(lab.read_json(options.output), lab.PICTURES / "detector.svg")
-    else:
-        report = run(options)
-        if options.smoke:
-            print(json.dumps(report))
+        run(options)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from typing import Any
 import detection
 import pictures
 
+from trl_cppo.markdown import table
+
 START = "warm start"
 SCORES = {
     "relative_shift": "ΔH / H⁻ (authors)",
@@ -112,11 +114,6 @@ def _cell(figure: dict[str, float | None], interval: bool = True) -> str:
     return f"{text} [{figure['low']:.3f}, {figure['high']:.3f}]" if interval else text
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def score_table(report: dict[str, Any], group: str) -> str:
     view = authors_views(report, group)
     rows = [
@@ -124,7 +121,7 @@ def score_table(report: dict[str, Any], group: str) -> str:
         for score, words in SCORES.items()
     ]  # fmt: skip
     kinds = ["AUC", "average precision", "AUC, right sums", "average precision, right sums"]
-    return _table(["score", *kinds], rows)
+    return table(rows, ["score", *kinds])
 
 
 def rule_table(report: dict[str, Any], group: str) -> str:
@@ -138,7 +135,7 @@ def rule_table(report: dict[str, Any], group: str) -> str:
         right = find_rule(view["right"]["rules"], rule)
         cells.append(" / ".join(_cell(right[grade], interval=False) for grade in ("precision", "recall", "f1")))
         rows.append([detection.in_words(rule), *cells])
-    return _table(["rule", "precision", "recall", "F1", "F1 gained", "the three on right sums"], rows)
+    return table(rows, ["rule", "precision", "recall", "F1", "F1 gained", "the three on right sums"])
 
 
 def ratio_table(report: dict[str, Any], group: str) -> str:
@@ -148,7 +145,7 @@ def ratio_table(report: dict[str, Any], group: str) -> str:
         pair = [find_rule(rated, (family, ratio)) for family in ("top_relative_shift", "top_shift")]
         rows.append([f"{ratio:g}", *(_cell(one[g], False) for one in pair for g in ("precision", "recall", "f1"))])
     grades = ["precision", "recall", "F1"]
-    return _table(["ratio", *(f"{g}, by ΔH / H⁻" for g in grades), *(f"{g}, by ΔH" for g in grades)], rows)
+    return table(rows, ["ratio", *(f"{g}, by ΔH / H⁻" for g in grades), *(f"{g}, by ΔH" for g in grades)])
 
 
 def view_table(report: dict[str, Any], group: str) -> str:
@@ -162,7 +159,7 @@ def view_table(report: dict[str, Any], group: str) -> str:
         rows.append([MIXTURE if view["kind"] == "mixture" else f"{view['kind']} {view['strength']:g}", *cells])
     names = ["ΔH / H⁻", "ΔH", "k3", "KL"]
     head = ["view", *(f"AUC {n}" for n in names), *(f"AP {n}" for n in names), "F1 authors' rule"]
-    return _table([*head, *(f"F1 {detection.in_words(rule)}" for rule in rules[1:])], rows)
+    return table(rows, [*head, *(f"F1 {detection.in_words(rule)}" for rule in rules[1:])])
 
 
 def group_table(report: dict[str, Any]) -> str:
@@ -186,7 +183,7 @@ def group_table(report: dict[str, Any]) -> str:
         "AUC KL",
         "authors' rule: P / R / F1",
     ]
-    return _table([*head, *(f"{detection.in_words(rule)}: P / R / F1" for rule in rules[1:])], rows)
+    return table(rows, [*head, *(f"{detection.in_words(rule)}: P / R / F1" for rule in rules[1:])])
 
 
 def tables(report: dict[str, Any]) -> str:

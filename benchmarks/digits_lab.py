@@ -1,11 +1,10 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks on digits share: models, sampling, scoring, the true perception tokens, results on disk.
+"""What the benchmarks on digits share: models, trainers, sampling, scoring, the true perception tokens, statistics.
 
 Shapes: `B` rows, `T` completion tokens, `V` vocabulary.
 """
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +12,41 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from trl_cppo import digits
+from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.rewards import think_boxed_format_reward
 
-RESULTS = Path(__file__).parent / "results"
-PICTURES = Path(__file__).parents[1] / "docs" / "results"
+_CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "digits.yaml"
+
+
+def run_settings(**changes: Any) -> dict[str, Any]:
+    """CPPOConfig's arguments of an embedded run without checkpoints, but for the output folder."""
+    quiet = {"save_strategy": "no", "disable_tqdm": True, "reward_weights": [0.9, 0.1]}
+    return yaml.safe_load(_CONFIG.read_text()) | quiet | changes
+
+
+def make_trainer(
+    trainer: type[CPPOTrainer], folder: str, warm_start: int, rows: int, settings: dict[str, Any], **kwargs: Any
+) -> CPPOTrainer:
+    """
+    The trainer of an embedded run.
+
+    Args:
+        folder (`str`): for its output.
+        rows (`int`): canvases of the data set.
+        settings (`dict[str, Any]`): what [`run_settings`] returns; its seed is the data set's too.
+        kwargs: more arguments of the trainer.
+    """
+    return trainer(
+        model=str(digits.warm_start(seed=warm_start)),
+        reward_funcs=[digits.sum_reward, think_boxed_format_reward],
+        args=CPPOConfig(**settings | {"output_dir": folder}),
+        train_dataset=digits.make_dataset("rl", rows, seed=settings["seed"]),
+        **kwargs,
+    )
 
 
 def load(folder: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -101,6 +128,14 @@ def true_perception_tokens(processor: ProcessorMixin, completions: torch.Tensor)
     return torch.isin(completions, numbers) & started & ~ended
 
 
+def next_log_probs(
+    model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image], completions: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of every next token at temperature 1, shape `(B, T, V)`, float32, in one forward."""
+    inputs = append_tokens(encode(processor, images), completions)
+    return model(**inputs).logits[:, -completions.size(1) - 1 : -1].float().log_softmax(dim=-1)
+
+
 @torch.no_grad()
 def log_distributions(
     model: PreTrainedModel,
@@ -109,15 +144,9 @@ def log_distributions(
     completions: torch.Tensor,
     batch_size: int = 250,
 ) -> torch.Tensor:
-    """Log-probabilities of every next token at temperature 1, shape `(B, T, V)`, float32."""
-    parts = []
-    for start in range(0, len(images), batch_size):
-        inputs = encode(processor, images[start : start + batch_size])
-        tail = completions[start : start + batch_size]
-        inputs = append_tokens(inputs, tail)
-        logits = model(**inputs).logits[:, -tail.size(1) - 1 : -1]
-        parts.append(logits.float().log_softmax(dim=-1))
-    return torch.cat(parts)
+    """As [`next_log_probs`], without a graph, some rows at a time."""
+    parts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    return torch.cat([next_log_probs(model, processor, images[part], completions[part]) for part in parts])
 
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:
@@ -137,20 +166,25 @@ def mean_sd(values: Iterable[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else float("nan")}
 
 
-def bootstrap_interval(values: list[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """The percentile 95 % interval of the mean of some independent values."""
-    sample = np.random.default_rng(seed).choice(np.asarray(values), (draws, len(values)))
-    low, high = np.percentile(sample.mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def interval(values: dict[tuple[int, int], float], draws: int = 10_000) -> tuple[float, float, float]:
+    """
+    Mean and 95 % interval by a two-level bootstrap: warm starts are drawn anew, then what is within each.
 
+    Three warm starts are few: the interval covers what these three show, and is wide where they disagree.
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Whole or not at all, so that an interrupted run leaves a readable file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(report) + "\n")
-    draft.replace(path)
+    Args:
+        values (`dict[tuple[int, int], float]`): a figure by warm start and, within it, seed or batch.
+    """
+    draw = np.random.default_rng(0)
+    groups: dict[int, list[float]] = {}
+    for (warm, _), value in values.items():
+        groups.setdefault(warm, []).append(value)
+    members = list(groups.values())
+    chosen = draw.integers(0, len(members), (draws, len(members)))
+    # the mean of a fresh draw of seeds, for each place of each draw of warm starts
+    means = np.empty(chosen.shape)
+    for group, own in enumerate(members):
+        places = chosen == group
+        means[places] = np.asarray(own)[draw.integers(0, len(own), (int(places.sum()), len(own)))].mean(axis=1)
+    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
+    return float(np.mean([np.mean(own) for own in members])), float(low), float(high)

@@ -58,10 +58,8 @@ def roll_out(probe: Probe, canvases: int, samples: int, seed: int) -> Rollouts:
     return Rollouts(images, completions, mask, perception, rewards.flatten(), (rewards - others).flatten())
 
 
-def log_distributions(probe: Probe, images: list[Image.Image], completions: torch.Tensor) -> torch.Tensor:
-    """As [`digits_lab.log_distributions`], with a graph: shape `(B, T, V)`."""
-    inputs = lab.append_tokens(lab.encode(probe.processing_class, images), completions)
-    return probe.model(**inputs).logits[:, -completions.size(1) - 1 : -1].float().log_softmax(dim=-1)
+def _log_probs(probe: Probe, images: list[Image.Image], completions: torch.Tensor) -> torch.Tensor:
+    return lab.next_log_probs(probe.model, probe.processing_class, images, completions)
 
 
 def _gradients(
@@ -85,7 +83,7 @@ def clean_effects(probe: Probe, rollouts: Rollouts) -> dict[str, torch.Tensor]:
     perception, other = rollouts.perception & right, rollouts.mask & ~rollouts.perception & right
 
     def values(rows: slice) -> dict[str, torch.Tensor]:
-        log_probs = log_distributions(probe, rollouts.images[rows], rollouts.completions[rows])
+        log_probs = _log_probs(probe, rollouts.images[rows], rollouts.completions[rows])
         logps = log_probs.gather(2, rollouts.completions[rows, :, None])[..., 0]
         return {
             "perception": (logps * perception[rows]).sum() / perception.sum(),
@@ -106,7 +104,7 @@ def view_effects(probe: Probe, rollouts: Rollouts) -> dict[str, torch.Tensor]:
     views = [probe._view_maker([image], "held out", 0, 0, row).removed[0] for row, image in enumerate(images)]
 
     def values(rows: slice) -> dict[str, torch.Tensor]:
-        clean, removed = (log_distributions(probe, given[rows], completions[rows]) for given in (images, views))
+        clean, removed = (_log_probs(probe, given[rows], completions[rows]) for given in (images, views))
         shift = lab.entropy(removed) - lab.entropy(clean)
         return {
             "shift": (shift * perception[rows]).sum() / perception.sum(),

@@ -58,6 +58,18 @@ class Scored:
         logps = split_scores(self.logps, self.logps, self.rows).logps
         return tuple(part.masked_fill(~self.selected, 0.0) for part in logps)
 
+    @property
+    def wrong(self) -> torch.Tensor:
+        """Where the preserving view hurts at least as much as the removing one, d⁺ ≥ d⁻: `(N, T)`, bool."""
+        anchor, preserved, removed = self.views
+        return token_divergence(anchor, preserved) >= token_divergence(anchor, removed)
+
+    @property
+    def shift(self) -> torch.Tensor:
+        """ΔH, shape `(N, T)`, without a gradient."""
+        anchor, _, removed = (lab.entropy(log_probs.detach()) for log_probs in self.log_probs)
+        return removed - anchor
+
     def gradient(self, outputs: torch.Tensor, upstream: torch.Tensor | None = None) -> torch.Tensor:
         """Of some outputs, weighted by `upstream`, with respect to all weights: shape `(P,)`."""
         return flat(torch.autograd.grad(outputs, self.weights, upstream, retain_graph=True))
@@ -121,9 +133,7 @@ def contrast_parts(scored: Scored) -> dict[str, torch.Tensor]:
         return scored.gradient(scored.logps, kept if tokens is None else kept * scored.everywhere(tokens))
 
     anchor, preserved, removed = scored.views
-    wrong = token_divergence(anchor, preserved) >= token_divergence(anchor, removed)
-    entropies = [lab.entropy(log_probs) for log_probs in scored.log_probs]
-    shift = (entropies[2] - entropies[0]).detach()
+    wrong, shift = scored.wrong, scored.shift
     parts = {"cpl": part()} | {block: part(block) for block in blocks}
     through_removed = divergence_contrast(
         token_divergence(anchor, preserved).detach(), token_divergence(anchor, removed.detach())
@@ -160,7 +170,7 @@ def other_forms(scored: Scored) -> dict[str, torch.Tensor]:
     k3 = token_divergence(anchor, preserved), token_divergence(anchor, removed)
     forms = {"cpl: τ = 1": of(divergence_contrast(*k3, 1.0))}
     lower, _, higher = (lab.entropy(log_probs) for log_probs in scored.log_probs)
-    rising = scored.selected & (higher - lower >= LEAST_SHIFT)
+    rising = scored.selected & (scored.shift >= LEAST_SHIFT)
     forms[f"cpl: least ΔH {LEAST_SHIFT}"] = scored.gradient(
         masked_mean(divergence_contrast(*k3), rising, dim=1).mean()
     )
@@ -199,16 +209,15 @@ def gradient_ratios(scored: Scored, coef: float) -> dict[str, float]:
 
 def token_shares(scored: Scored) -> dict[str, float]:
     """What the selected tokens are, and how few of them hold most of the CPL's gradient at the log-probs."""
-    anchor, preserved, removed = (part[scored.selected] for part in scored.views)
-    entropies = [lab.entropy(log_probs)[scored.selected] for log_probs in scored.log_probs]
+    anchor, _, removed = (part[scored.selected] for part in scored.views)
+    shift = scored.shift[scored.selected]
     upstream = split_scores(*2 * torch.autograd.grad(scored.contrast, scored.logps, retain_graph=True), scored.rows)
     squares = sum(part[scored.selected].square() for part in upstream.logps).sort(descending=True).values
-    wrong = token_divergence(anchor, preserved) >= token_divergence(anchor, removed)
     shares = {
         "true perception tokens": scored.perception[scored.selected],
-        "d⁺ ≥ d⁻": wrong,
+        "d⁺ ≥ d⁻": scored.wrong[scored.selected],
         "likelier under the removing view": removed > anchor,
-        **{f"ΔH < {bound}": entropies[2] - entropies[0] < bound for bound in SHIFT_BOUNDS},
+        **{f"ΔH < {bound}": shift < bound for bound in SHIFT_BOUNDS},
     }
     shares = {name: float(tokens.float().mean()) for name, tokens in shares.items()}
     shares["squared gradient in the top 1 %"] = float(squares[: max(1, len(squares) // 100)].sum() / squares.sum())

@@ -12,7 +12,6 @@ held-out canvases. Then the ratio of the two norms along short training runs, an
 Warm starts and runs that are in the file are not repeated.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator
@@ -24,16 +23,11 @@ from typing import Any
 
 import digits_lab as lab
 import torch
-import yaml
+from command import PICTURES, BenchmarkParser, read_json, write_json
 from gradient_effects import clean_effects, roll_out, same_batch_effect, view_effects
 from gradient_parts import Probe, contrast_parts, gradient_ratios, other_forms, score, scored, token_shares
 from gradients_report import picture, tables
 from transformers import PrinterCallback
-
-from trl_cppo import CPPOConfig, digits
-from trl_cppo.rewards import think_boxed_format_reward
-
-DIGITS_CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "digits.yaml"
 
 
 @dataclass
@@ -65,14 +59,7 @@ class TrackingProbe(Probe):
 
 
 def make_trainer(trainer: type[Probe], folder: str, warm_start: int, rows: int, **changes: Any) -> Probe:
-    settings = yaml.safe_load(DIGITS_CONFIG.read_text())
-    settings |= {"output_dir": folder, "seed": warm_start, "save_strategy": "no", "disable_tqdm": True}
-    return trainer(
-        model=str(digits.warm_start(seed=warm_start)),
-        reward_funcs=[digits.sum_reward, think_boxed_format_reward],
-        args=CPPOConfig(**settings | {"reward_weights": [0.9, 0.1]} | changes),
-        train_dataset=digits.make_dataset("rl", rows, seed=warm_start),
-    )
+    return lab.make_trainer(trainer, folder, warm_start, rows, lab.run_settings(seed=warm_start, **changes))
 
 
 def draw_batches(probe: Probe, count: int) -> Iterator[dict[str, Any]]:
@@ -160,7 +147,7 @@ def run(settings: Settings, output: Path | None) -> dict[str, Any]:
     """All that is missing in the file; written after each warm start and each run."""
     fresh = {"settings": rounded(asdict(settings)), "warm_starts": {}, "training": {}}
     fresh["versions"] = {name: version(name) for name in ("trl-cppo", "trl", "transformers", "torch")}
-    report = (lab.read_json(output) if output else {}) or fresh
+    report = (read_json(output) if output else {}) or fresh
     if report["settings"] != fresh["settings"]:
         raise SystemExit(f"{output} holds a run with {report['settings']}: use these settings, or another file.")
     jobs = [("warm_starts", seed, measure_warm_start) for seed in range(settings.warm_starts)]
@@ -169,34 +156,21 @@ def run(settings: Settings, output: Path | None) -> dict[str, Any]:
         if str(key) not in report[group]:
             report[group][str(key)] = rounded(measure(key, settings))
             if output:
-                lab.write_json(output, report)
+                write_json(output, report)
     return report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=None, help="JSON file; by default benchmarks/results/gradients.json"
-    )
-    parser.add_argument("--smoke", action="store_true", help="one batch and four steps, printed as JSON")
-    parser.add_argument("--tables", action="store_true", help="print the tables of the file, run nothing")
-    parser.add_argument("--picture", action="store_true", help="draw the picture of the file, run nothing")
+    parser = BenchmarkParser("gradients", __doc__, smoke="one batch and four steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    output = options.output or lab.RESULTS / "gradients.json"
-    if options.tables or options.picture:
-        report = lab.read_json(output)
-        if not report:
-            parser.error(f"{output} does not exist: run the benchmark first.")
-        if options.tables:
-            print(tables(report))
-        if options.picture:
-            picture(report, lab.PICTURES / "gradients.svg")
-    elif options.smoke:
+    if parser.show(options, tables, lambda report: picture(report, PICTURES / "gradients.svg")):
+        return
+    if options.smoke:
         short = Settings(warm_starts=1, batches=1, canvases=20, samples=2, steps=4, coefs=(0.2,))
         print(json.dumps(run(short, options.output)))
     else:
-        run(Settings(), output)
+        run(Settings(), options.output)
 
 
 if __name__ == "__main__":

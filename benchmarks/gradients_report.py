@@ -11,7 +11,8 @@ import digits_lab as lab
 import numpy as np
 import pictures
 from gradient_effects import EFFECTS
-from learning_report import interval
+
+from trl_cppo.markdown import table
 
 Batch = dict[str, Any]
 SHOWN = {  # part: its label in the picture
@@ -36,11 +37,6 @@ def _cell(values: Iterable[float], form: str = "{:+.3f}") -> str:
     return f"{form} ± {form.replace('+', '')}".format(statistics["mean"], statistics["sd"])
 
 
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def parts_table(report: dict[str, Any]) -> str:
     batches = all_batches(report)
     header = ["gradient of", "norm ÷ GRPO's", "cosine with GRPO's", *EFFECTS.values(), "signal"]
@@ -56,7 +52,7 @@ def parts_table(report: dict[str, Any]) -> str:
             _cell(signal, "{:.2f}"),
         ]
 
-    return _table(header, map(row, batches[0]["parts"]))
+    return table(map(row, batches[0]["parts"]), header)
 
 
 def claims_table(report: dict[str, Any]) -> str:
@@ -69,9 +65,9 @@ def claims_table(report: dict[str, Any]) -> str:
             for warm_start, entry in report["warm_starts"].items()
             for place, batch in enumerate(entry["batches"])
         }
-        return "{:+.2f} ({:+.2f} … {:+.2f})".format(*interval(values))
+        return "{:+.2f} ({:+.2f} … {:+.2f})".format(*lab.interval(values))
 
-    return _table(header, ([name, cell(name, "same_batch"), cell(name, "perception")] for name in SCORINGS))
+    return table(([name, cell(name, "same_batch"), cell(name, "perception")] for name in SCORINGS), header)
 
 
 def step_table(report: dict[str, Any], coef: float = 0.01) -> str:
@@ -87,7 +83,7 @@ def step_table(report: dict[str, Any], coef: float = 0.01) -> str:
         ]
         return [name if name == "grpo" else f"{coef} · {name}", *cells]
 
-    return _table(header, map(row, SHOWN))
+    return table(map(row, SHOWN), header)
 
 
 def tokens_table(report: dict[str, Any]) -> str:
@@ -96,7 +92,7 @@ def tokens_table(report: dict[str, Any]) -> str:
         [name, _cell((100 * batch["selected"][name] for batch in batches), "{:.1f}") + " %"]
         for name in batches[0]["selected"]
     ]
-    return _table(["of the selected tokens", "share"], rows)
+    return table(rows, ["of the selected tokens", "share"])
 
 
 def follows(ratios: list[dict[str, float]], proxy: str) -> dict[str, float]:
@@ -115,7 +111,7 @@ def proxies_table(report: dict[str, Any]) -> str:
             found = follows(ratios, proxy)
             quotient = f"{found['mean']:.2f} ± {found['sd']:.2f}"
             rows.append([name, str(len(ratios)), label, quotient, f"{found['correlation']:.2f}"])
-    return _table(["measured on", "times", "proxy", "proxy ÷ ratio at the weights", "correlation of logs"], rows)
+    return table(rows, ["measured on", "times", "proxy", "proxy ÷ ratio at the weights", "correlation of logs"])
 
 
 def training_table(report: dict[str, Any], window: int = 5) -> str:
@@ -128,7 +124,7 @@ def training_table(report: dict[str, Any], window: int = 5) -> str:
             ratios = [f"{math.exp(np.mean(np.log([entry[name] for entry in part]))):.2f}" for name in names]
             reward = f"{np.mean([entry['reward'] for entry in part]):.3f}"
             rows.append([coef, f"{part[0]['step']}–{part[-1]['step']}", *ratios, reward])
-    return _table(["λ", "steps", "λ‖CPL‖ ÷ ‖GRPO‖ at the weights", *PROXIES.values(), "reward"], rows)
+    return table(rows, ["λ", "steps", "λ‖CPL‖ ÷ ‖GRPO‖ at the weights", *PROXIES.values(), "reward"])
 
 
 def tables(report: dict[str, Any]) -> str:

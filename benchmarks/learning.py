@@ -13,14 +13,13 @@ Runs that are in the file are not repeated. They are ordered by seed, so that wh
 the same warm starts and seeds. Two one-thread runs go side by side, each of one to three minutes.
 """
 
-import argparse
 import json
-from pathlib import Path
+from typing import Any
 
-import digits_lab as lab
 from arms import ARMS
+from command import PICTURES, RESULTS, BenchmarkParser, read_json
 from learning_report import choice_table, picture, sweep_picture, sweep_table, tables
-from learning_runs import BOUNDS, COEFS, SWEPT, Grading, Job, run_jobs, sweep_job
+from learning_runs import BOUNDS, SWEEP, Grading, Job, run_jobs, sweep_job
 
 
 def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
@@ -36,11 +35,7 @@ def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list
 
 def sweep_jobs(seeds: int, steps: int) -> list[Job]:
     """The forms of CPPO over λ from one warm start, and GRPO; the runs of `make_jobs` among them are not repeated."""
-    return [
-        sweep_job(arm, coef, seed, steps)
-        for seed in range(seeds)
-        for arm, coef in [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]
-    ]
+    return [sweep_job(arm, coef, seed, steps) for seed in range(seeds) for arm, coef in SWEEP]
 
 
 def choice_jobs(seeds: int, steps: int) -> list[Job]:
@@ -51,43 +46,41 @@ def choice_jobs(seeds: int, steps: int) -> list[Job]:
     return [Job("grpo", 0, seed, steps) for seed in range(seeds)] + bounds
 
 
+def all_tables(report: dict[str, Any], steps: int) -> str:
+    choice = choice_table(read_json(RESULTS / "choice.json"))
+    return "\n\n".join([tables(report, steps), sweep_table(report, steps), choice])
+
+
+def draw(report: dict[str, Any], steps: int) -> None:
+    picture(report, steps, PICTURES / "learning.svg")
+    sweep_picture(report, steps, PICTURES / "sweep.svg")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=lab.RESULTS / "learning.json", help="JSON file of the runs")
+    parser = BenchmarkParser("learning", __doc__, smoke="two arms of two steps, few canvases")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--warm_starts", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run, of 32 prompts × 4 rollouts")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
-    parser.add_argument("--smoke", action="store_true", help="two arms of two steps, few canvases, printed as JSON")
     parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
     parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
-    parser.add_argument("--tables", action="store_true", help="print the tables of the file, run nothing")
-    parser.add_argument("--picture", action="store_true", help="draw the picture of the file, run nothing")
     options = parser.parse_args()
-    if options.tables or options.picture:
-        report = lab.read_json(options.output)
-        if not report:
-            parser.error(f"{options.output} does not exist: run the benchmark first.")
-        if options.tables:
-            print(tables(report, options.steps), sweep_table(report, options.steps), sep="\n\n")
-            print("", choice_table(lab.read_json(lab.RESULTS / "choice.json")), sep="\n")
-        if options.picture:
-            picture(report, options.steps, lab.PICTURES / "learning.svg")
-            sweep_picture(report, options.steps, lab.PICTURES / "sweep.svg")
-    elif options.smoke:
-        grading = Grading(canvases=20, sampled=5)
+    steps = options.steps
+    if parser.show(options, lambda report: all_tables(report, steps), lambda report: draw(report, steps)):
+        return
+    if options.smoke:
         jobs = [Job(arm, 0, 0, steps=2) for arm in ("cppo", "papo")]
-        print(json.dumps(run_jobs(jobs, grading, None, options.workers)))
+        print(json.dumps(run_jobs(jobs, Grading(canvases=20, sampled=5), options.output, options.workers)))
     elif options.choose:
         grading = Grading(split="validation", conditions=("clean",))
-        run_jobs(choice_jobs(2, options.steps), grading, lab.RESULTS / "choice.json", options.workers)
+        run_jobs(choice_jobs(2, steps), grading, RESULTS / "choice.json", options.workers)
     else:
         if options.sweep:
-            jobs = sweep_jobs(options.seeds, options.steps)
+            jobs = sweep_jobs(options.seeds, steps)
         else:
-            jobs = make_jobs(options.arms, options.warm_starts, options.seeds, options.steps)
+            jobs = make_jobs(options.arms, options.warm_starts, options.seeds, steps)
         run_jobs(jobs, Grading(models=options.models), options.output, options.workers)
 
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import digits_lab as lab
 import numpy as np
 import pictures
 from arms import ARMS
-from learning_runs import COEFS, SWEPT, sweep_job
+from learning_runs import COEFS, SWEEP, SWEPT, sweep_job
+
+from trl_cppo.markdown import table
 
 Values = dict[tuple[int, int], float]  # of a run each, by warm start and seed
 Run = dict[str, Any]
@@ -25,27 +28,6 @@ def select(report: dict[str, Any], arm: str, figure: Callable[[Run], float], ste
 def paired(values: Values, baseline: Values) -> Values:
     """Differences where both have a run of the same warm start and seed: it drew the same prompts."""
     return {key: value - baseline[key] for key, value in values.items() if key in baseline}
-
-
-def interval(values: Values, draws: int = 10_000) -> tuple[float, float, float]:
-    """
-    Mean and 95 % interval by a two-level bootstrap: warm starts are drawn anew, then seeds within each.
-
-    Three warm starts are few: the interval covers what these three show, and is wide where they disagree.
-    """
-    draw = np.random.default_rng(0)
-    groups: dict[int, list[float]] = {}
-    for (warm, _), value in values.items():
-        groups.setdefault(warm, []).append(value)
-    members = list(groups.values())
-    chosen = draw.integers(0, len(members), (draws, len(members)))
-    # the mean of a fresh draw of seeds, for each place of each draw of warm starts
-    means = np.empty(chosen.shape)
-    for group, own in enumerate(members):
-        places = chosen == group
-        means[places] = np.asarray(own)[draw.integers(0, len(own), (int(places.sum()), len(own)))].mean(axis=1)
-    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
-    return float(np.mean([np.mean(own) for own in members])), float(low), float(high)
 
 
 def right(condition: str, kind: str = "right") -> Callable[[Run], float]:
@@ -71,18 +53,17 @@ FIGURES: dict[str, Callable[[Run], float]] = {
 
 
 def cell(values: Values, digits: int = 1) -> str:
-    mean, low, high = interval(values)
+    mean, low, high = lab.interval(values)
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def difference(values: Values, baseline: Values, digits: int = 1) -> str:
-    mean, low, high = interval(paired(values, baseline))
+    mean, low, high = lab.interval(paired(values, baseline))
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def _digits(name: str) -> int:
+    return 2 if name.endswith(("nats", "first")) else 1
 
 
 def tables(report: dict[str, Any], steps: int) -> str:
@@ -92,28 +73,24 @@ def tables(report: dict[str, Any], steps: int) -> str:
     rows.append(("GRPO, twice the steps", "grpo", 2 * steps))
     rows = [row for row in rows if select(report, row[1], right("clean"), row[2])]
     counts = {label: len(select(report, arm, right("clean"), length)) for label, arm, length in rows}
-    digits = {name: 2 if name.endswith("nats") else 1 for name in FIGURES}
-    first = _table(
-        ["arm", "runs", *FIGURES],
-        [
-            [label, str(counts[label])]
-            + [
-                "–" if name.startswith("training") and length == 0
-                else cell(select(report, arm, figure, length), digits[name]) for name, figure in FIGURES.items()
-            ]
-            for label, arm, length in rows
-        ],
-    )  # fmt: skip
+    first = [
+        [label, counts[label]]
+        + [
+            "–" if name.startswith("training") and length == 0
+            else cell(select(report, arm, figure, length), _digits(name)) for name, figure in FIGURES.items()
+        ]
+        for label, arm, length in rows
+    ]  # fmt: skip
     conditions = report["grading"]["conditions"]
     others = [row for row in rows if row[0] not in ("warm start", ARMS["grpo"].label)]
     pairs = [
         [label] + [
-            difference(select(report, arm, figure, length), select(report, "grpo", figure, steps), digits[name])
+            difference(select(report, arm, figure, length), select(report, "grpo", figure, steps), _digits(name))
             for name, figure in FIGURES.items()
         ]
         for label, arm, length in others
     ]  # fmt: skip
-    parts = [first, _table(["difference to GRPO", *FIGURES], pairs)]
+    parts = [table(first, ["arm", "runs", *FIGURES]), table(pairs, ["difference to GRPO", *FIGURES])]
     for title, kind in (("greedy", "right"), ("avg@4", "avg@4")):
         lines = []
         for label, arm, length in rows:
@@ -124,35 +101,33 @@ def tables(report: dict[str, Any], steps: int) -> str:
                 plain = label in ("warm start", ARMS["grpo"].label)
                 cells.append(cell(values) if plain else difference(values, base))
             lines.append([label, *cells])
-        parts.append(_table([f"{title}; below GRPO: difference to it", *conditions], lines))
+        parts.append(table(lines, [f"{title}; below GRPO: difference to it", *conditions]))
     return "\n\n".join(parts)
 
 
-def _swept(report: dict[str, Any], arm: str, coef: float, figure: Callable[[Run], float], steps: int) -> Values:
-    """A figure of the runs of the λ sweep, of those seeds that all its settings have."""
-    settings = [("grpo", 0.0), *((name, value) for name in SWEPT for value in COEFS)]
+def sweep_runs(report: dict[str, Any], steps: int) -> dict[tuple[str, float], dict[tuple[int, int], Run]]:
+    """The runs of each setting of the λ sweep, by warm start and seed, of those seeds that all settings have."""
+    seeds = sorted({run["job"]["seed"] for run in report["runs"].values()})
+    names = {setting: {seed: sweep_job(*setting, seed, steps).name for seed in seeds} for setting in SWEEP}
+    shared = [seed for seed in seeds if all(own[seed] in report["runs"] for own in names.values())]
+    return {setting: {(0, seed): report["runs"][own[seed]] for seed in shared} for setting, own in names.items()}
 
-    def runs_of(name: str, value: float) -> dict[int, Run]:
-        names = {seed: sweep_job(name, value, seed, steps).name for seed in range(100)}
-        return {seed: report["runs"][job] for seed, job in names.items() if job in report["runs"]}
 
-    shared = set.intersection(*(set(runs_of(*setting)) for setting in settings))
-    return {(0, seed): figure(run) for seed, run in runs_of(arm, coef).items() if seed in shared}
+def _figures(runs: dict[tuple[int, int], Run], figure: Callable[[Run], float]) -> Values:
+    return {key: figure(run) for key, run in runs.items()}
 
 
 def sweep_table(report: dict[str, Any], steps: int) -> str:
     """Markdown: the figures of GRPO and of both forms of CPPO over λ."""
-    rows = [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]
-    if not _swept(report, *rows[0], right("clean"), steps):
+    swept = sweep_runs(report, steps)
+    if not swept["grpo", 0.0]:
         return "No seed has all runs of the sweep."
     figures = {**FIGURES, "gradient ratio at first": lambda run: run["history"]["cpl/gradient_ratio"][0] or 0.0}
     lines = []
-    for arm, coef in rows:
-        values = {name: _swept(report, arm, coef, figure, steps) for name, figure in figures.items()}
-        digits = {name: 2 if name.endswith(("nats", "first")) else 1 for name in figures}
-        cells = [cell(values[name], digits[name]) if values[name] else "–" for name in figures]
-        lines.append([ARMS[arm].label, f"{coef:g}", str(len(values["greedy"])), *cells])
-    return _table(["arm", "λ", "runs", *figures], lines)
+    for (arm, coef), runs in swept.items():
+        cells = [cell(_figures(runs, figure), _digits(name)) for name, figure in figures.items()]
+        lines.append([ARMS[arm].label, f"{coef:g}", len(runs), *cells])
+    return table(lines, ["arm", "λ", "runs", *figures])
 
 
 def choice_table(report: dict[str, Any]) -> str:
@@ -165,24 +140,22 @@ def choice_table(report: dict[str, Any]) -> str:
     lines = []
     for label, runs in sorted(groups.items(), key=lambda group: (group[0] != "GRPO", group[0])):
         means = [float(np.mean([FIGURES[name](run) for run in runs])) for name in names]
-        cells = [
-            f"{mean:.2f}" if name.endswith("nats") else f"{mean:.1f}" for mean, name in zip(means, names, strict=True)
-        ]
-        lines.append([label, str(len(runs)), *cells])
-    return _table(["bound at λ = 0.2", "runs", *names], lines)
+        cells = [f"{mean:.{_digits(name)}f}" for mean, name in zip(means, names, strict=True)]
+        lines.append([label, len(runs), *cells])
+    return table(lines, ["bound at λ = 0.2", "runs", *names])
 
 
 def sweep_picture(report: dict[str, Any], steps: int, path: Path) -> None:
     """Accuracy and detection over λ of both forms of CPPO, beside GRPO."""
     shown = ["greedy", "avg@4", "detector AUC, %", "ΔH of other tokens, nats"]
+    swept = sweep_runs(report, steps)
     figure, [axes] = pictures.new_figure(len(shown), width=3.3, height=3.2)
     for panel, name in zip(axes, shown, strict=True):
-        base = _swept(report, "grpo", 0.0, FIGURES[name], steps)
-        mean, low, high = interval(base)
+        mean, low, high = lab.interval(_figures(swept["grpo", 0.0], FIGURES[name]))
         panel.axhline(mean, color=pictures.GREY, label="GRPO")
         panel.axhspan(low, high, color=pictures.GREY, alpha=0.2)
         for number, arm in enumerate(SWEPT):
-            groups = [interval(_swept(report, arm, coef, FIGURES[name], steps)) for coef in COEFS]
+            groups = [lab.interval(_figures(swept[arm, coef], FIGURES[name])) for coef in COEFS]
             means, lows, highs = np.array(groups).T
             bars = [means - lows, highs - means]
             color = pictures.COLORS[2 + number]
@@ -217,7 +190,7 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
     accuracy.legend(**above)
     conditions = report["grading"]["conditions"]
     rows = np.arange(len(conditions))[::-1]
-    others = [arm for arm in arms if arm in ("cppo", "cppo_robust")]
+    others = [arm for arm in arms if arm in SWEPT]
     for number, arm in enumerate(others):
         differences = [
             paired(select(report, arm, right(name), steps), select(report, "grpo", right(name), steps))
@@ -233,7 +206,7 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
 
 
 def _whiskers(axes: Any, groups: list[Values], places: np.ndarray, color: str, label: str) -> None:
-    means, lows, highs = np.array([interval(values) for values in groups]).T
+    means, lows, highs = np.array([lab.interval(values) for values in groups]).T
     axes.errorbar(
         means, places, xerr=[means - lows, highs - means], fmt="o", color=color, label=label, capsize=3, markersize=5
     )

@@ -19,15 +19,13 @@ from typing import Any
 
 import digits_lab as lab
 import torch
-import yaml
 from arms import ARMS
+from command import read_json, write_json
 from conditions import CONDITIONS, canvases, judge
 
-from trl_cppo import CPPOConfig, digits
-from trl_cppo.rewards import think_boxed_format_reward
+from trl_cppo import digits
 from trl_cppo.views import get_view
 
-CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "digits.yaml"
 CANVAS_SEED = {"validation": 21, "test": 22}
 SAMPLES = 4  # a canvas, for avg@4
 METRICS = ["rewards/sum_reward/mean", "cpl/loss", "cpl/entropy_shift", "cpl/contrast_accuracy", "cpl/perception_ratio"]
@@ -52,6 +50,7 @@ class Job:
 
 SWEPT = ("cppo", "cppo_robust")  # arms that are run over λ
 COEFS = (0.01, 0.05, 0.2)
+SWEEP = [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]  # arm, λ
 BOUNDS = (0.2, 0.4, 0.8, 1.6)  # on the gradient, that the arm `cppo_robust` was chosen from
 
 
@@ -74,20 +73,14 @@ class Grading:
 
 def settings_of(job: Job) -> dict[str, Any]:
     """The whole configuration of a run, as CPPOConfig gets it."""
-    settings = yaml.safe_load(CONFIG.read_text()) | {"seed": job.seed, "max_steps": job.steps, "save_strategy": "no"}
-    settings |= {"disable_tqdm": True, "reward_weights": [0.9, 0.1]}
-    return settings | ARMS[job.arm].settings | job.settings
+    return lab.run_settings(seed=job.seed, max_steps=job.steps) | ARMS[job.arm].settings | job.settings
 
 
 def train(job: Job) -> tuple[Any, list[dict[str, float]]]:
     """The trained trainer and its log."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = ARMS[job.arm].trainer(
-            model=str(digits.warm_start(seed=job.warm_start, progress=False)),
-            reward_funcs=[digits.sum_reward, think_boxed_format_reward],
-            args=CPPOConfig(**settings_of(job) | {"output_dir": folder}),
-            train_dataset=digits.make_dataset("rl", 32 * job.steps, seed=job.seed),
-        )
+        kind, settings = ARMS[job.arm].trainer, settings_of(job)
+        trainer = lab.make_trainer(kind, folder, job.warm_start, 32 * job.steps, settings)
         with contextlib.redirect_stdout(io.StringIO()):  # the log of every step
             trainer.train()
     return trainer, [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -172,7 +165,7 @@ def run_jobs(jobs: list[Job], grading: Grading, path: Path | None, workers: int 
     Raises:
         `SystemExit`: if the file was made with another grading or other settings; at the end, if a job failed.
     """
-    report = (lab.read_json(path) if path else {}) or {"grading": _plain(grading), "versions": versions(), "runs": {}}
+    report = (read_json(path) if path else {}) or {"grading": _plain(grading), "versions": versions(), "runs": {}}
     if report["grading"] != _plain(grading):
         sys.exit(f"{path} holds runs graded with {report['grading']}, not {_plain(grading)}. Use another --output.")
     stale = [
@@ -202,7 +195,7 @@ def run_jobs(jobs: list[Job], grading: Grading, path: Path | None, workers: int 
                     continue
                 report["runs"][job.name] = {"job": asdict(job), "settings": settings_of(job), **done.result()}
                 if path:
-                    lab.write_json(path, report)
+                    write_json(path, report)
                 print(job.name, done.result()["conditions"].get("clean"), file=sys.stderr, flush=True)
         except BaseException:  # an interruption does not wait for what has not begun
             pool.shutdown(wait=False, cancel_futures=True)

@@ -16,18 +16,15 @@ finished one is counted anew.
 """
 
 import argparse
-import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
 from cost_pictures import draw_scale
 from counting import versions
-from digits_lab import PICTURES, RESULTS, read_json, write_json
 from scale_tables import POINT, tables
 from shapes import Depth, Row, ShapeBench, count_parameters, load_config, with_depth
 from transformers import Qwen2_5_VLConfig
@@ -130,24 +127,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = BenchmarkParser("scale", __doc__, smoke="three points of the 3B model")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
-    parser.add_argument("--output", type=Path, help="file for the JSON (default: benchmarks/results/scale.json)")
-    parser.add_argument("--tables", action="store_true", help="print the tables of that file, no run")
-    parser.add_argument("--picture", action="store_true", help="draw docs/results/scale.svg from that file, no count")
-    parser.add_argument("--smoke", action="store_true", help="short: three points of the 3B model")
     options = parser.parse_args()
-    if options.output is None and (options.picture or options.tables or not options.smoke):
-        options.output = RESULTS / "scale.json"
-    if options.picture:
-        draw_scale(read_json(options.output), PICTURES / "scale.svg")
-    if options.tables:
-        print(tables(read_json(options.output)))
-    if options.picture or options.tables:
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
-        report = run(options)
-    print(json.dumps(report) if options.json or options.smoke else tables(report))
+    if not parser.show(options, tables, lambda report: draw_scale(report, PICTURES / "scale.svg")):
+        run_and_print(options, run, tables)
 
 
 if __name__ == "__main__":

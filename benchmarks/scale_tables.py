@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What follows from scale.py's counts: memory, and the Markdown tables."""
 
-from collections.abc import Iterable
 from typing import Any
+
+from trl_cppo.markdown import table
 
 TITLES = {"qwen2_5_vl_3b": "3B", "qwen2_5_vl_7b": "7B"}
 # Bytes a parameter as DeepSpeed trains in bf16: weight and gradient, and Adam's float32 copy and two moments.
@@ -30,20 +31,13 @@ def states(report: dict[str, Any], model: str, gpus: int) -> float:
     return parameters * STATES / gpus
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
-
-
 def _states_table(report: dict[str, Any]) -> str:
-    head = ["model", "parameters", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS)]
-    return _table(
-        head,
-        (
-            [TITLES[model["model"]], f"{model['parameters']:,}"]
-            + [f"{states(report, model['model'], gpus) / GIB:.1f}" for gpus in GPUS]
-            for model in report["models"]
-        ),
+    rows = (
+        [TITLES[model["model"]], f"{model['parameters']:,}"]
+        + [f"{states(report, model['model'], gpus) / GIB:.1f}" for gpus in GPUS]
+        for model in report["models"]
     )
+    return table(rows, ["model", "parameters", *(f"{gpus} GPU{'s' * (gpus > 1)}" for gpus in GPUS)])
 
 
 def _shares_table(report: dict[str, Any]) -> str:
@@ -61,7 +55,7 @@ def _shares_table(report: dict[str, Any]) -> str:
                 + [f"{value / GIB:.1f}" for value in (point["saved_bytes"], point["peak_bytes"], again["peak_bytes"])]
             )
     head = ["model", "", "forwards", "TFLOP a row", "FLOPs / GRPO", "bytes kept / GRPO", "GiB kept", "GiB at the peak"]
-    return _table([*head, "with checkpointing"], rows)
+    return table(rows, [*head, "with checkpointing"])
 
 
 def _lengths_table(report: dict[str, Any]) -> str:
@@ -81,7 +75,7 @@ def _lengths_table(report: dict[str, Any]) -> str:
         )
     head = ["model", "text", "patches", "completion", "GRPO: TFLOP a row", "vision", "text layers", "rest"]
     head += ["f = 0.5: FLOPs / GRPO", "bytes kept / GRPO", "GRPO: GiB at the peak", "f = 0.5"]
-    return _table([*head, "GRPO, checkpointing", "f = 0.5, checkpointing"], rows)
+    return table(rows, [*head, "GRPO, checkpointing", "f = 0.5, checkpointing"])
 
 
 def tables(report: dict[str, Any]) -> str:

@@ -18,14 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import digits_lab as lab
 import torch
-import yaml
 from transformers import TrainerCallback
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.rewards import think_boxed_format_reward
+from trl_cppo import CPPOTrainer
 
-DIGITS_CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "digits.yaml"
 CHANGES: list[dict[str, Any]] = [
     {},
     {"cpl_coef": 0.0},
@@ -80,16 +78,9 @@ class StepSeconds(TrainerCallback):
 def run(change: dict[str, Any], seed: int, steps: int) -> dict[str, list[float]]:
     """The value of each metric at each step of one training run."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = yaml.safe_load(DIGITS_CONFIG.read_text())
-        settings |= {"output_dir": folder, "seed": seed, "max_steps": steps, "save_strategy": "no"}
         clock = StepSeconds()
-        trainer = CPPOTrainer(
-            model=str(digits.warm_start(seed=0)),
-            reward_funcs=[digits.sum_reward, think_boxed_format_reward],
-            args=CPPOConfig(**settings | {"disable_tqdm": True, "reward_weights": [0.9, 0.1]} | change),
-            train_dataset=digits.make_dataset("rl", 4000, seed=seed),
-            callbacks=[clock],
-        )
+        settings = lab.run_settings(seed=seed, max_steps=steps, **change)
+        trainer = lab.make_trainer(CPPOTrainer, folder, 0, 4000, settings, callbacks=[clock])
         trainer.train()
         logged = [entry for entry in trainer.state.log_history if "reward" in entry]
     history = {name: [entry[name] for entry in logged if entry.get(name) is not None] for name in METRICS}

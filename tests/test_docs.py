@@ -124,6 +124,7 @@ def parser_of(script: str) -> argparse.ArgumentParser:
         patch.setattr(sys, "argv", [script, "--help"])
         with pytest.raises(SystemExit) as stop:
             if script.endswith(".py"):
+                patch.syspath_prepend((ROOT / script).parent)  # as python does
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
                 runpy.run_module(script, run_name="__main__")

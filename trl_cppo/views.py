@@ -155,9 +155,14 @@ def gaussian_blur(image: Image.Image, generator: torch.Generator) -> Image.Image
 @register_view("noise_boxes")
 def noise_boxes(image: Image.Image, generator: torch.Generator) -> Image.Image:
     """50 boxes of uniform pixel noise, each side uniform in 5–15 % of the image's, at uniform places."""
+    return cover_with_boxes(image, 50, generator)
+
+
+def cover_with_boxes(image: Image.Image, count: int, generator: torch.Generator) -> Image.Image:
+    """`count` boxes of uniform pixel noise, each side uniform in 5–15 % of the image's, at uniform places."""
     width, height = image.size
     pixels = np.array(image)
-    for _ in range(50):
+    for _ in range(count):
         box_width = max(1, round(_uniform(0.05, 0.15, generator) * width))
         box_height = max(1, round(_uniform(0.05, 0.15, generator) * height))
         left = _integer(0, width - box_width + 1, generator)
@@ -170,8 +175,12 @@ def noise_boxes(image: Image.Image, generator: torch.Generator) -> Image.Image:
 @register_view("zoom_crop")
 def zoom_crop(image: Image.Image, generator: torch.Generator) -> Image.Image:
     """A crop of 0.6–0.7 of each side at a uniform place, resized back (bilinear)."""
+    return crop_and_enlarge(image, _uniform(0.6, 0.7, generator), generator)
+
+
+def crop_and_enlarge(image: Image.Image, scale: float, generator: torch.Generator) -> Image.Image:
+    """A crop of `scale` of each side at a uniform place, resized back (bilinear)."""
     width, height = image.size
-    scale = _uniform(0.6, 0.7, generator)
     crop_width, crop_height = max(1, round(scale * width)), max(1, round(scale * height))
     left = _integer(0, width - crop_width + 1, generator)
     top = _integer(0, height - crop_height + 1, generator)

@@ -19,9 +19,9 @@ PROMPT = "sum?"
 CELL = 28  # pixels; a canvas has 2 × 2 cells
 SIDE = 2 * CELL
 MAX_RESPONSE_TOKENS = 28  # a right response has 25, its end token included
-_DIGIT = 24  # pixels
-_JITTER = 2  # pixels
-_NOISE = 25.0  # standard deviation, of 255
+DIGIT = 24  # pixels
+JITTER = 2  # pixels
+NOISE = 25.0  # standard deviation, of 255
 
 # Parts of a fixed permutation of scikit-learn's 1,797 digits. Few are left for the warm start on purpose: reinforcement
 # learning then has something to improve.
@@ -47,7 +47,7 @@ def handwriting(split: str) -> tuple[np.ndarray, np.ndarray]:
     start, end = _SPLITS[split]
     chosen = np.random.default_rng(0).permutation(len(digits.images))[start:end]
     small = (digits.images[chosen] * (255 / 16)).astype(np.uint8)
-    large = [np.asarray(Image.fromarray(x).resize((_DIGIT, _DIGIT), Image.Resampling.BILINEAR)) for x in small]
+    large = [np.asarray(Image.fromarray(x).resize((DIGIT, DIGIT), Image.Resampling.BILINEAR)) for x in small]
     return np.stack(large).astype(np.float32), digits.target[chosen]
 
 
@@ -65,12 +65,12 @@ def draw_canvas(split: str, generator: np.random.Generator) -> tuple[Image.Image
     images, labels = handwriting(split)
     chosen = generator.integers(0, len(images), 3)
     canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
-    margin = (CELL - _DIGIT) // 2
+    margin = (CELL - DIGIT) // 2
     for cell, index in enumerate(chosen):
         row, column = divmod(cell, 2)
-        top, left = generator.integers(-_JITTER, _JITTER + 1, 2) + margin + CELL * np.array([row, column])
-        canvas[top : top + _DIGIT, left : left + _DIGIT] = images[index]
-    canvas += generator.normal(0.0, _NOISE, canvas.shape)
+        top, left = generator.integers(-JITTER, JITTER + 1, 2) + margin + CELL * np.array([row, column])
+        canvas[top : top + DIGIT, left : left + DIGIT] = images[index]
+    canvas += generator.normal(0.0, NOISE, canvas.shape)
     pixels = canvas.clip(0, 255).astype(np.uint8)
     return Image.fromarray(pixels).convert("RGB"), [int(digit) for digit in labels[chosen]]
 

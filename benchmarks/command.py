@@ -1,0 +1,76 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of the benchmarks share: their options, and the JSON file that tables and pictures are made from."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PICTURES = Path(__file__).parents[1] / "docs" / "results"
+Report = dict[str, Any]
+
+
+class BenchmarkParser(argparse.ArgumentParser):
+    """
+    A parser with `--output`, `--tables`, `--picture` and `--smoke`.
+
+    Args:
+        name (`str`): the benchmark's; its file is `benchmarks/results/NAME.json` where no other is given, with `--smoke` none.
+        doc (`str`): its docstring.
+        smoke (`str`): what its short version is.
+    """
+
+    def __init__(self, name: str, doc: str, smoke: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self._default = RESULTS / f"{name}.json"
+        self.add_argument("--output", type=Path, help=f"JSON file (default: benchmarks/results/{name}.json)")
+        self.add_argument("--tables", action="store_true", help="print the tables of the file, run nothing")
+        self.add_argument("--picture", action="store_true", help="draw the file into docs/results/, run nothing")
+        self.add_argument(
+            "--smoke", action="store_true", help=f"the short version, printed as JSON and not kept: {smoke}"
+        )
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        options = super().parse_args(*args, **kwargs)
+        if options.output is None and (options.tables or options.picture or not options.smoke):
+            options.output = self._default
+        return options
+
+    def show(
+        self, options: argparse.Namespace, tables: Callable[[Report], str], draw: Callable[[Report], None]
+    ) -> bool:
+        """Print the tables and draw the picture of the file, whichever is asked for; whether anything was."""
+        if not (options.tables or options.picture):
+            return False
+        report = read_json(options.output)
+        if not report:
+            self.error(f"{options.output} does not exist: run the benchmark first.")
+        if options.tables:
+            print(tables(report))
+        if options.picture:
+            draw(report)
+        return True
+
+
+def run_and_print(options: argparse.Namespace, run: Callable[[argparse.Namespace], Report], tables: Callable) -> None:
+    """Run, then print the report alone: as JSON with `--json` or `--smoke`, else its tables."""
+    with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed writes its warnings to stdout
+        report = run(options)
+    print(json.dumps(report) if options.json or options.smoke else tables(report))
+
+
+def read_json(path: Path) -> Report:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_json(path: Path, report: Report) -> None:
+    """Whole or not at all, so that an interrupted run leaves a readable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(report) + "\n")
+    draft.replace(path)
