@@ -27,6 +27,7 @@ OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g 
         ("perception_token_ratio", 1.1, r"\(0, 1\]"),
         ("perception_score", "kl", "relative_entropy_shift, entropy_shift"),
         ("cpl_reduction", "mean", "sequence, token"),
+        ("share_prefix", "yes", "True, False or 'auto'; got 'yes'"),
         ("information_preserving", [], "at least one"),
         ("information_removing", ["fog"], "Unknown view 'fog'. Known views: black_squares"),
     ],
@@ -43,7 +44,7 @@ def test_a_least_shift_without_a_ratio_is_refused(tmp_path):
 
 
 def test_every_field_has_a_help_text_and_a_docstring_entry():
-    assert len(OWN) == 12
+    assert len(OWN) == 13
     for field in OWN:
         assert len(field.metadata["help"]) > 40
         assert f"        {field.name} (" in CPPOConfig.__doc__
@@ -55,11 +56,12 @@ def test_every_field_is_a_flag():
         "--perception_score", "entropy_shift", "--gate_by_advantage", "False", "--cpl_reduction", "token",
         "--information_preserving", "gaussian_blur", "--information_removing", "black_squares", "zoom_crop",
         "--suppress_vision_tokens", "False", "--cpl_max_gradient_ratio", "0.1", "--min_entropy_shift", "0.2",
-        "--use_cpu", "--bf16", "False",
+        "--share_prefix", "true", "--use_cpu", "--bf16", "False",
     ]  # fmt: skip
     [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
     assert all(getattr(config, field.name) != default_of(field) for field in OWN)
     assert config.information_removing == ["black_squares", "zoom_crop"]
+    assert config.share_prefix is True
 
 
 def default_of(field):

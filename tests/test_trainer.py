@@ -106,7 +106,7 @@ def test_cpl_changes_training_but_not_the_first_rollouts(tmp_path):
 
 
 def test_one_forward_a_loss_with_the_gated_rows_only(tmp_path):
-    trainer = make_trainer(tmp_path, make_rows(MIXED))
+    trainer = make_trainer(tmp_path, make_rows(MIXED), share_prefix=False)  # packed rows: test_shared_prefix.py
     batch = generation_batch(trainer)
     gated = sum(pair is not None for pair in batch["cpl_views"])
     with_image_and_advantage = [
@@ -134,7 +134,7 @@ def test_a_batch_without_a_gated_row_costs_no_view_and_is_grpo(tmp_path):
 
     trainer = make_trainer(
         tmp_path, reward_funcs=lambda completions, **_: [1.0] * len(completions),
-        information_preserving=spy, information_removing=spy, cpl_coef=10.0,
+        information_preserving=spy, information_removing=spy, cpl_coef=10.0, share_prefix=False,
     )  # fmt: skip
     batch = generation_batch(trainer)
     assert calls == [] and batch["cpl_views"] == [None] * 8 and batch["num_gated_rows"] == 0
@@ -260,8 +260,9 @@ def test_shuffling_keeps_views_with_their_rows(tmp_path):
     assert seen == 12
 
 
-def test_masked_places_ungated_rows_and_text_rows_do_not_reach_the_cpl(tmp_path):
-    trainer = make_trainer(tmp_path, make_rows([1, 0]), cpl_coef=1.0)
+@pytest.mark.parametrize(("share_prefix", "rounding"), [(False, 1e-12), ("auto", 1e-6)])
+def test_masked_places_ungated_rows_and_text_rows_do_not_reach_the_cpl(tmp_path, share_prefix, rounding):
+    trainer = make_trainer(tmp_path, make_rows([1, 0]), cpl_coef=1.0, share_prefix=share_prefix)
     batch = generation_batch(trainer)
 
     def cpl_of(batch):
@@ -283,7 +284,7 @@ def test_masked_places_ungated_rows_and_text_rows_do_not_reach_the_cpl(tmp_path)
     patches = int(batch["image_grid_thw"][0].prod())
     for row in ungated:
         changed["pixel_values"][row * patches : (row + 1) * patches] = 0.0
-    assert cpl_of(changed) == pytest.approx(reference, rel=1e-5)
+    assert cpl_of(changed) == pytest.approx(reference, rel=1e-5, abs=rounding)
     gated = next(row for row, pair in enumerate(batch["cpl_views"]) if pair is not None)
     changed["completion_ids"] = batch["completion_ids"].clone()
     visible = batch["completion_ids"][gated, :4]

@@ -12,7 +12,7 @@ from conftest import make_rows, make_trainer, picture
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
-from trl_cppo.view_batch import _COUNTS, _PASSED_ON, BY_ROW, PIXELS
+from trl_cppo.view_batch import _PASSED_ON, BY_ROW, COUNTS, PIXELS
 
 
 def parameters(method):
@@ -29,7 +29,7 @@ def test_the_overridden_methods_take_what_we_hand_on():
 
 def test_every_argument_of_the_scoring_function_is_known():
     # an unknown one also raises at run time, see append_view_rows; here one sees it before a run
-    assert set(parameters(GRPOTrainer._get_per_token_logps_and_entropies)) <= BY_ROW | PIXELS | _COUNTS | _PASSED_ON
+    assert set(parameters(GRPOTrainer._get_per_token_logps_and_entropies)) <= BY_ROW | PIXELS | COUNTS | _PASSED_ON
 
 
 @pytest.fixture

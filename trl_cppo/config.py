@@ -62,6 +62,15 @@ class CPPOConfig(GRPOConfig):
         information_removing (`list[str]`, *optional*, defaults to `["noise_boxes", "zoom_crop"]`):
             The same for the information-removing view.
 
+        > Parameters that control speed
+
+        share_prefix (`bool` or `str`, *optional*, defaults to `"auto"`):
+            Whether the rollouts of a prompt are scored in one packed row, which holds the prompt and its images once:
+            the same loss and gradients, rounded otherwise, for fewer tokens. `"auto"` packs a micro-batch where that
+            saves FLOPs, unless the model does not allow it or `cpl_coef=0`; `True` always packs and raises an error where
+            it cannot; `False` scores each rollout in a row of its own, as GRPOTrainer does. Unless `False`, TRL's shuffle
+            of a generation batch keeps the rollouts of a prompt together.
+
         > Parameters that control generation
 
         suppress_vision_tokens (`bool`, *optional*, defaults to `True`):
@@ -137,6 +146,14 @@ class CPPOConfig(GRPOConfig):
             "help": "Names of registered views that remove the information; each image gets one, drawn at random."
         },
     )
+    share_prefix: str = field(  # or bool; HfArgumentParser would take a union with bool for a bool alone
+        default="auto",
+        metadata={
+            "help": "Whether the rollouts of a prompt are scored in one packed row, with the prompt and its images once: the "
+            "same loss for fewer tokens. 'auto': where it saves FLOPs, not with cpl_coef=0; true: always, or an error; "
+            "false: a row each, as GRPOTrainer."
+        },
+    )
     suppress_vision_tokens: bool = field(
         default=True,
         metadata={
@@ -154,6 +171,9 @@ class CPPOConfig(GRPOConfig):
         ]:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        self.share_prefix = {"true": True, "false": False}.get(str(self.share_prefix).lower(), self.share_prefix)
+        if self.share_prefix not in (True, False, "auto"):
+            raise ValueError(f"share_prefix must be True, False or 'auto'; got {self.share_prefix!r}.")
         if not 0 <= self.cpl_coef < float("inf"):
             raise ValueError(f"cpl_coef must be 0 (GRPO alone) or positive and finite; got {self.cpl_coef}.")
         if not 0 < self.cpl_temperature < float("inf"):

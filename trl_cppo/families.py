@@ -64,7 +64,7 @@ class ViewProcessor:
                 f"CPPOTrainer does not recognise the model type {family!r}, so it cannot tell which pixels belong to "
                 f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
             )
-        self.pixels_by_row = family in _BY_ROW
+        self.pixels_by_row = has_pixels_by_row(model)
         self.to_rgb = load_image if family in _LOAD_IMAGE else to_rgb
         self._image_processor = processor.image_processor
         self._options = _IMAGE_OPTIONS[family]
@@ -74,19 +74,29 @@ class ViewProcessor:
         return dict(self._image_processor(images=images, return_tensors="pt", **self._options))
 
 
+def has_pixels_by_row(model: PreTrainedModel) -> bool:
+    """Whether the pixels of the model's family have one entry a row, whatever the number of its images."""
+    return model.config.model_type in _BY_ROW
+
+
+def images_are_ambiguous(pixels_by_row: bool, num_images: list[int] | None) -> bool:
+    """
+    Whether TRL (1.15, 1.16) would take pixels of one entry a row for one entry an image: it does wherever there are as
+    many of these as images, which rows without an image can make true by chance.
+    """
+    if num_images is None or not pixels_by_row:
+        return False
+    return sum(num_images) == len(num_images) and set(num_images) != {1}
+
+
 def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> None:
     """
-    Refuse a generation batch whose pixels TRL would hand to the wrong rows.
-
-    TRL (1.15, 1.16) takes `pixel_values` for one entry an image wherever it has as many entries as there are images.
-    Where a family has one entry a row, rows without an image can make the two numbers equal by chance.
+    Refuse a generation batch whose pixels TRL would hand to the wrong rows, see [`images_are_ambiguous`].
 
     Raises:
         `ValueError`: for such a batch.
     """
-    if num_images is None or not pixels_by_row:
-        return
-    if sum(num_images) == len(num_images) and set(num_images) != {1}:
+    if images_are_ambiguous(pixels_by_row, num_images):
         raise ValueError(
             f"The rows of this generation batch have {num_images} images: as many images as rows, but not one each. "
             "TRL would cut the pixels of this model family in the wrong places. Drop the text-only rows."

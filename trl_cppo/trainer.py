@@ -5,7 +5,6 @@
 Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
 """
 
-import inspect
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,6 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
-from .carded import CardedGRPOTrainer
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
@@ -30,7 +28,8 @@ from .losses import (
     squared_gradients,
 )
 from .metrics import cpl_metrics, cpl_sums
-from .view_batch import ViewPair, append_view_rows, split_scores
+from .packed_trainer import SharedPrefixGRPOTrainer, bind_scoring
+from .view_batch import ViewPair, append_view_rows, split_scores, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
 
@@ -58,7 +57,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(CardedGRPOTrainer):
+class CPPOTrainer(SharedPrefixGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -274,9 +273,11 @@ class CPPOTrainer(CardedGRPOTrainer):
         request = self._view_scoring
         if request is None:  # the old policy's or the reference's scoring: anchors only
             return score(model, *args, **kwargs)
-        arguments = inspect.signature(score).bind(model, *args, **kwargs).arguments
+        arguments = bind_scoring(model, *args, **kwargs)
         num_anchors = arguments["input_ids"].size(0)
         extended = append_view_rows(arguments, request.rows, request.pairs, self._process_views)
+        if self._prompt_keys is not None:
+            self._prompt_keys = view_keys(self._prompt_keys, request.rows)
         with self._exact_kl(request, extended) if self.args.cpl_divergence == "kl" else nullcontext():
             request.logps, request.entropies, *rest = score(**extended)
         return request.logps[:num_anchors], request.entropies[:num_anchors], *rest
@@ -285,7 +286,10 @@ class CPPOTrainer(CardedGRPOTrainer):
         """While this is open, the scoring forward fills in the request's divergences."""
 
         def observe(arguments: tuple, results: tuple) -> None:
-            places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
+            if self.packing is not None:
+                places = self.packing.scored_positions(len(arguments[0]))
+            else:
+                places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
             anchor, preserved, removed = split_scores(places, places, request.rows).logps
             entropies = results[1]
             request.selected = self._select(entropies[anchor], entropies[removed], request.mask)

@@ -20,7 +20,7 @@ from .families import ViewProcessor
 BY_ROW = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 _SHAPES = frozenset({"image_grid_thw", "image_sizes", "spatial_shapes"})  # they say how many tokens an image makes
 PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"}
-_COUNTS = frozenset({"num_images", "num_tiles"})
+COUNTS = frozenset({"num_images", "num_tiles"})
 _PASSED_ON = frozenset({"model", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss"})
 
 
@@ -84,7 +84,7 @@ def append_view_rows(
         `ValueError`: if the views of a row do not fill the same image tokens as its images.
     """
     used = {name for name, value in scoring.items() if value is not None}
-    unknown = used - BY_ROW - PIXELS - _COUNTS - _PASSED_ON
+    unknown = used - BY_ROW - PIXELS - COUNTS - _PASSED_ON
     if unknown:
         raise NotImplementedError(
             f"The scoring argument(s) {', '.join(sorted(unknown))} are not known to CPPOTrainer, so view rows cannot "
@@ -96,7 +96,7 @@ def append_view_rows(
     for name in BY_ROW & used:
         view_rows = scoring[name][rows]
         extended[name] = torch.cat([scoring[name], view_rows, view_rows])
-    for name in _COUNTS & used:
+    for name in COUNTS & used:
         extended[name] = scoring[name] + 2 * [scoring[name][row] for row in rows]
     firsts, order = _distinct(pairs)
     first_rows = [rows[first] for first in firsts]
@@ -107,13 +107,20 @@ def append_view_rows(
                 f"The image processor made {sorted(views)} of the views, but the batch holds {name} too. This model "
                 "family is not supported yet; cpl_coef=0 trains with GRPO."
             )
-        entries = _entries_of_rows(name, scoring, process.pixels_by_row)
+        entries = entries_of_rows(name, scoring, process.pixels_by_row)
         _check_same_shape(name, views[name], scoring[name], entries, first_rows)
         padding = -1 if name == "image_position_ids" else 0
         extended[name] = _concatenate(
             scoring[name], views[name], 2 * [entries[row] for row in first_rows], order, padding
         )
     return extended
+
+
+def view_keys(keys: list[int], rows: list[int]) -> list[tuple[str, int]]:
+    """Of the rows of an extended batch, which are of one prompt and one kind, from the anchors' keys: B + 2N keys."""
+    views = [keys[row] for row in rows]
+    kinds = {"anchor": keys, "preserved": views, "removed": views}
+    return [(kind, key) for kind, kind_keys in kinds.items() for key in kind_keys]
 
 
 def _distinct(pairs: list[ViewPair]) -> tuple[list[int], list[int]]:
@@ -127,7 +134,7 @@ def _distinct(pairs: list[ViewPair]) -> tuple[list[int], list[int]]:
     return firsts, order + [number + len(firsts) for number in order]
 
 
-def _entries_of_rows(name: str, scoring: dict[str, Any], pixels_by_row: bool) -> list[int]:
+def entries_of_rows(name: str, scoring: dict[str, Any], pixels_by_row: bool) -> list[int]:
     """How many entries along dimension 0 of a pixel tensor belong to each anchor row."""
     num_images = scoring["num_images"]
     if pixels_by_row:

@@ -1,0 +1,284 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Packed rows of a prompt and its rollouts score and train as rows of their own do."""
+
+import math
+
+import pytest
+import torch
+from conftest import generation_batch, logged, make_rows, make_trainer, weights
+from datasets import Dataset
+from peft import LoraConfig
+from PIL import Image
+from test_families import SIZES, counts_of
+from tiny_models import FAMILIES, build
+
+from trl_cppo.packing_choice import _FAMILIES, _REASONS
+
+# Float32; measured over all cases of this file: 1.5e-6 and, relative to the largest gradient of the model, 4e-6.
+SCORES = 1e-5
+GRADIENT = 4e-5
+
+GATED = {"cpl_coef": 1.0, "per_device_train_batch_size": 16}
+
+
+def packable(family, **settings):
+    """A model that can be packed, where the family's default cannot, and the settings that go with it."""
+    model, _ = build(family)
+    if family == "idefics2":
+        model.config.text_config.sliding_window = None
+    if family == "qwen3_vl_moe":
+        settings["router_aux_loss_coef"] = 0.0
+    return {"model": model, "family": family, "share_prefix": True, **settings}
+
+
+def uneven(batch):
+    """The batch as if its rollouts had ended at different lengths: random models seldom end one."""
+    longest = batch["completion_mask"].size(1)
+    lengths = torch.arange(len(batch["completion_mask"])) * 5 % longest + 1
+    return {**batch, "completion_mask": batch["completion_mask"] * (torch.arange(longest) < lengths[:, None])}
+
+
+def scores_and_gradients(trainer, batch):
+    """Log-probabilities and entropies `(B + 2N, T)`, the loss, the gradients, and the rows of each forward."""
+    requests, rows = [], []
+    original = trainer._contrastive_perception_loss
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+        requests.append(request),
+        original(inputs, request, policy_loss),
+    )[1]
+    count = trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    count.remove()
+    trainer._contrastive_perception_loss = original
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    [request] = requests
+    return request.logps.detach(), request.entropies.detach(), loss.detach(), gradients, rows
+
+
+def assert_packed_equals_unpacked(trainer, batch, scores=SCORES, gradient=GRADIENT):
+    *packed, rows = scores_and_gradients(trainer, batch)
+    *plain, plain_rows = scores_and_gradients(trainer, {k: v for k, v in batch.items() if k != "prompt_keys"})
+    gated = sum(pair is not None for pair in batch["cpl_views"])
+    assert plain_rows == [len(batch["advantages"]) + 2 * gated]
+    assert len(rows) == 1 and rows[0] < plain_rows[0]
+    for ours, expected in zip(packed[:3], plain[:3], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=scores, atol=scores)
+    assert packed[3].keys() == plain[3].keys()
+    scale = max(float(value.abs().max()) for value in plain[3].values())
+    assert scale > 1e-3
+    for name, value in plain[3].items():
+        torch.testing.assert_close(packed[3][name], value, rtol=0, atol=gradient * scale, msg=lambda text, n=name: f"{n}: {text}")
+    return rows[0]
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "mixed"])
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_families_score_and_train_alike(tmp_path, family, kind):
+    trainer = make_trainer(tmp_path, make_rows(counts_of(family, kind), sizes=SIZES), **packable(family, **GATED))
+    batch = uneven(generation_batch(trainer))
+    assert len(set(batch["prompt_mask"].sum(dim=1).tolist())) > (kind == "several")
+    rows = assert_packed_equals_unpacked(trainer, batch)
+    prompts = [[pair for pair in batch["cpl_views"][start : start + 4] if pair] for start in range(0, 16, 4)]
+    assert rows == 4 + 2 * sum(bool(pairs) for pairs in prompts)  # a row a prompt, two for its views
+
+
+CASES = {
+    "exact KL": {"cpl_divergence": "kl"},
+    "every row has views": {"gate_by_advantage": False},
+    "multiple of 8": {"pad_to_multiple_of": 8},
+    "checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "re-entrant checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "LoRA": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)},
+    "masked rollouts": {},
+    "temperature": {"temperature": 0.7},
+    "a bound": {"cpl_max_gradient_ratio": 0.1},
+    "prompts split over micro-batches": {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2},
+    "sampling twice": {"num_generations": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_settings_score_and_train_alike(tmp_path, case):
+    settings = {**GATED, "gradient_accumulation_steps": 1, **CASES[case]}
+    trainer = make_trainer(
+        tmp_path, make_rows([2, 0, 1, 2, 1, 1, 1, 1], sizes=SIZES), share_prefix=True, **settings,
+    )  # fmt: skip
+    trainer.model.train()
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    for batch in trainer._buffered_inputs:
+        batch = uneven(batch)
+        if case == "masked rollouts":  # as mask_truncated_completions makes them, of one prompt all
+            batch["completion_mask"][batch["prompt_keys"] == batch["prompt_keys"][0]] = 0
+            batch["completion_mask"][-1] = 0
+        assert_packed_equals_unpacked(trainer, batch)
+
+
+def test_eager_attention_scores_and_trains_alike(tmp_path):
+    model, _ = build("qwen2_5_vl")
+    model.set_attn_implementation("eager")
+    trainer = make_trainer(tmp_path, make_rows([1, 2, 1, 1], sizes=SIZES), model=model, share_prefix=True, **GATED)
+    assert_packed_equals_unpacked(trainer, generation_batch(trainer))
+
+
+def test_bf16_scores_and_trains_alike_to_its_precision(tmp_path):
+    trainer = make_trainer(tmp_path, make_rows([1, 2, 1, 1], sizes=SIZES), share_prefix=True, bf16=True, **GATED)
+    assert_packed_equals_unpacked(trainer, generation_batch(trainer), scores=0.05, gradient=0.05)
+
+
+# The other scorings, and the order of rows ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_at_once", [2, 6, 8])
+def test_old_policy_and_reference_are_scored_alike(tmp_path, rows_at_once):
+    build("qwen2_5_vl")[0].save_pretrained(tmp_path / "model")  # beta loads its reference model from a path
+    batches, rows = [], []
+    for share in (True, False):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            tmp_path, make_rows([2, 0, 1, 2, 1, 1], sizes=SIZES), share_prefix=share, beta=0.1, num_iterations=2,
+            per_device_train_batch_size=rows_at_once, gradient_accumulation_steps=24 // rows_at_once,
+            model=str(tmp_path / "model"),
+        )  # fmt: skip
+        count = []
+        for model in (trainer.model, trainer.ref_model):
+            model.register_forward_pre_hook(
+                lambda module, args, kwargs, count=count: count.append(
+                    len(kwargs["input_ids"]) if "fused_lm_head" in kwargs else 0
+                ),
+                with_kwargs=True,
+            )
+        batches.append(generation_batch(trainer))
+        rows.append(sum(count))
+    assert rows == [2 * 6, 2 * 24]
+    for name in ("completion_ids", "advantages"):
+        assert torch.equal(batches[0][name], batches[1][name])
+    for name in ("old_per_token_logps", "ref_per_token_logps"):
+        assert batches[1][name].abs().max() > 1
+        torch.testing.assert_close(batches[0][name], batches[1][name], rtol=SCORES, atol=SCORES)
+
+
+def test_the_shuffle_keeps_prompts_together_and_draws_what_trl_draws(tmp_path):
+    cut, states = [], []
+    for share in (True, False):
+        trainer = make_trainer(
+            tmp_path, make_rows([1, 2, 0, 1], sizes=SIZES), share_prefix=share, per_device_train_batch_size=4,
+            gradient_accumulation_steps=4,
+        )  # fmt: skip
+        trainer.model.train()
+        torch.manual_seed(3)
+        trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        cut.append(trainer._buffered_inputs)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+    prompts = [set(batch["prompt_keys"].tolist()) for batch in cut[0]]
+    assert all(len(keys) == 1 for keys in prompts) and prompts != [{0}, {1}, {2}, {3}]
+    rows = [
+        sorted((row.tolist(), advantage.item()) for batch in batches for row, advantage in zip(batch["completion_ids"], batch["advantages"], strict=True))
+        for batches in cut
+    ]  # fmt: skip
+    assert rows[0] == rows[1]
+    for batch in cut[0]:
+        assert len(set(batch["num_images"])) == 1  # what is not a tensor moved along
+        assert [pair is not None for pair in batch["cpl_views"]] == [
+            n > 0 and a > 0 for n, a in zip(batch["num_images"], batch["advantages"].tolist(), strict=True)
+        ]
+
+
+def test_a_run_is_the_same_run(tmp_path):
+    runs = []
+    for share in (True, False):
+        trainer = make_trainer(
+            tmp_path, make_rows([2, 0, 1, 2] * 2, sizes=SIZES), share_prefix=share, cpl_coef=0.5, max_steps=4, optim="sgd",
+            per_device_train_batch_size=4, gradient_accumulation_steps=2, lr_scheduler_type="constant",
+            eval_dataset=make_rows([1, 2]), eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=8,
+        )  # fmt: skip
+        trainer.train()
+        runs.append(trainer)
+    for name in ("reward", "loss", "grad_norm", "cpl/gated_ratio", "eval_loss", "eval_reward"):
+        assert logged(runs[0], name) == pytest.approx(logged(runs[1], name), rel=1e-4, abs=1e-5), name
+    first, second = (weights(trainer) for trainer in runs)
+    for name, value in second.items():
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-5)
+
+
+def test_rows_of_one_prompt_whose_images_differ_are_not_merged(tmp_path):
+    draws = iter(range(10**6))
+
+    def another_image(rows):
+        shades = [(next(draws) // 2) * 40 % 256 for _ in rows["prompt"]]  # two rows each
+        return {**rows, "images": [[Image.new("RGB", (56, 56), (shade, 255 - shade, 0))] for shade in shades]}
+
+    message = [{"role": "user", "content": "sum?"}]
+    dataset = Dataset.from_list([{"prompt": message, "images": []}] * 2).with_transform(another_image)
+    trainer = make_trainer(tmp_path, dataset, share_prefix=True, cpl_coef=1.0, remove_unused_columns=False)
+    batch = generation_batch(trainer)
+    assert_packed_equals_unpacked(trainer, batch)
+
+
+# What is refused, and what pays --------------------------------------------------------------------------------------
+
+
+def test_every_family_is_packed_or_refused_with_its_reason(tmp_path):
+    assert sorted([*_FAMILIES, *_REASONS]) == sorted(FAMILIES)
+    for family, reason in _REASONS.items():
+        with pytest.raises(ValueError, match=f"share_prefix=True is not possible: {family} cannot: {reason}.*'auto'"):
+            make_trainer(tmp_path, family=family, share_prefix=True)
+        assert "prompt_keys" not in generation_batch(make_trainer(tmp_path, family=family))
+
+
+def flash_attention(model):
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+
+
+def sliding_window(model):
+    model.config.text_config.layer_types = ["sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "reason"),
+    [
+        (flash_attention, {}, "'flash_attention_2' takes no mask.*attn_implementation='sdpa'"),
+        (sliding_window, {}, "sliding window"),
+        (None, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, "multiple of num_generations"),
+        (None, {"family": "qwen3_vl_moe"}, "router_aux_loss_coef=0"),
+    ],
+)
+def test_other_obstacles_are_refused_with_a_way_out(tmp_path, change, settings, reason):
+    for share in (True, "auto"):
+        model, _ = build(settings.get("family", "qwen2_5_vl"))
+        if change:
+            change(model)
+        if share is True:
+            with pytest.raises(ValueError, match=reason):
+                make_trainer(tmp_path, model=model, share_prefix=share, **settings)
+        else:
+            assert not make_trainer(tmp_path, model=model, share_prefix=share, **settings)._shares_prefix
+
+
+def test_auto_packs_where_it_saves_flops(tmp_path):
+    trainer = make_trainer(tmp_path, make_rows([1, 1]), cpl_coef=1.0)
+    batch = generation_batch(trainer)
+    rows = scores_and_gradients(trainer, batch)[-1]
+    assert rows[0] < len(batch["advantages"])
+    assert 0 < trainer._metrics["train"]["shared_prefix/flops_ratio"][-1] < 1
+    long = {**batch}  # eight rollouts of two thousand tokens see each other's masked places
+    long["completion_ids"] = batch["completion_ids"][:, :1].repeat(1, 2000)
+    long["completion_mask"] = torch.ones_like(long["completion_ids"])
+    padding = [(0, 2000 - batch["completion_ids"].size(1))]
+    long["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], padding[0])
+    rows = scores_and_gradients(trainer, long)[-1]
+    gated = sum(pair is not None for pair in batch["cpl_views"])
+    assert rows == [len(batch["advantages"]) + 2 * gated]
+    assert trainer._metrics["train"]["shared_prefix/flops_ratio"][-1] == 1
+
+
+def test_auto_leaves_lambda_zero_as_grpo_has_it(tmp_path):
+    assert "prompt_keys" not in generation_batch(make_trainer(tmp_path, cpl_coef=0.0))
+    assert "prompt_keys" in generation_batch(make_trainer(tmp_path, cpl_coef=0.0, share_prefix=True))
+
