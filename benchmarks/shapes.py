@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from counting import Counts, count, score_views_apart
@@ -22,7 +23,7 @@ from meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo import CPPOConfig, CPPOTrainer, digits, packed_trainer
 from trl_cppo.view_batch import ViewPair
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -109,7 +110,8 @@ def make_batch(config: Qwen2_5_VLConfig, rows: list[Row], gated: int, process: _
     prompts = [row.text + row.patches // merged for row in rows]
     prompt_places, completion_places = torch.arange(max(prompts)), torch.arange(max(row.completion for row in rows))
     prompt_mask = torch.stack([prompt_places >= max(prompts) - length for length in prompts])
-    is_image = prompt_mask & torch.stack([prompt_places >= max(prompts) - row.patches // merged for row in rows])
+    texts = torch.tensor([[max(prompts) - row.text] for row in rows])
+    is_image = prompt_mask & (prompt_places < texts)  # before the text
     completion_mask = torch.stack([completion_places < row.completion for row in rows])
     batch = {
         "prompt_ids": torch.where(is_image, config.image_token_id, 1),
@@ -125,6 +127,7 @@ def make_batch(config: Qwen2_5_VLConfig, rows: list[Row], gated: int, process: _
     pairs = [ViewPair(row_images, row_images) for row_images in images]  # the grids of an image are its views'
     batch["cpl_views"] = [pair if place < gated else None for place, pair in enumerate(pairs)]
     batch["num_gated_rows"] = torch.tensor(gated)
+    batch["prompt_keys"] = torch.zeros(len(rows), dtype=torch.long)
     return batch
 
 
@@ -150,16 +153,20 @@ class ShapeBench:
         Args:
             rows (`list[Row]`): the micro-batch, padded as TRL pads it.
             gated (`int`): how many of the rows, from the first, have views.
-            arm (`str`): `"grpo"`, `"cppo"`, `"cppo_kl"` (the exact KL) or `"every_row"` (three forwards of all rows).
+            arm (`str`): `"grpo"`, `"cppo"`, `"cppo_kl"` (the exact KL), `"cppo_shared"` (the rows are rollouts of one prompt
+                and share its prefix; `"cppo_shared_kl"`) or `"every_row"` (three forwards of all rows).
             checkpointing (`bool`): the blocks keep their inputs alone and are run again in the backward.
         """
         process = _Grids(self.device, _pixel_values(config))
         self.trainer._process_views = process
-        self.trainer.args.cpl_divergence = "kl" if arm == "cppo_kl" else "k3"
+        self.trainer.args.cpl_divergence = "kl" if arm.endswith("_kl") else "k3"
         model = _build_model(config, self.device, self.dtype)
+        self.trainer._packed_forwards.attach(model)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         batch = make_batch(config, rows, gated, process)
+        if not arm.startswith("cppo_shared"):
+            del batch["prompt_keys"]
         plain = {key: value for key, value in batch.items() if key not in ("cpl_views", "num_gated_rows")}
 
         def loss() -> torch.Tensor:
@@ -176,7 +183,7 @@ class ShapeBench:
         known = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
         mode = ShapesOnly(known)
         _mark_phases(model, mode)
-        with kernels_of_a_gpu(), _no_collection():
+        with kernels_of_a_gpu(), _believed_prompts(), _no_collection():
             counts = count(model, loss, mode)
         return ShapeCounts(**asdict(counts), peaks=mode.peaks)
 
@@ -222,6 +229,17 @@ class DeepCounts(Counts):
 
 
 @contextmanager
+def _believed_prompts() -> Iterator[None]:
+    """While this is open, the pixels of a prompt's rows, which have no data, are taken for the same."""
+
+    def of_one_key(scoring: dict[str, Any], keys: list[Any], pixels_by_row: bool) -> list[list[int]]:
+        return [[row for row, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)]
+
+    with mock.patch.object(packed_trainer, "same_prompts", of_one_key):
+        yield
+
+
+@contextmanager
 def _no_collection() -> Iterator[None]:
     """Tensors in reference cycles stay until the collector runs, which is never at the same place."""
     gc.collect()
@@ -251,7 +269,9 @@ def _pixel_values(config: Qwen2_5_VLConfig) -> int:
 def _build_trainer() -> CPPOTrainer:
     """A trainer whose own model is a toy: `compute_loss` is given the model."""
     with tempfile.TemporaryDirectory() as folder:
-        args = CPPOConfig(folder, use_cpu=True, bf16=False, per_device_train_batch_size=8, report_to="none")
+        args = CPPOConfig(
+            folder, use_cpu=True, bf16=False, per_device_train_batch_size=8, report_to="none", share_prefix=True
+        )
         message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": digits.task.PROMPT}]}]
         trainer = CPPOTrainer(
             model=digits.build_model(), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,

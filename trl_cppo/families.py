@@ -79,24 +79,19 @@ def has_pixels_by_row(model: PreTrainedModel) -> bool:
     return model.config.model_type in _BY_ROW
 
 
-def images_are_ambiguous(pixels_by_row: bool, num_images: list[int] | None) -> bool:
-    """
-    Whether TRL (1.15, 1.16) would take pixels of one entry a row for one entry an image: it does wherever there are as
-    many of these as images, which rows without an image can make true by chance.
-    """
-    if num_images is None or not pixels_by_row:
-        return False
-    return sum(num_images) == len(num_images) and set(num_images) != {1}
-
-
 def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> None:
     """
-    Refuse a generation batch whose pixels TRL would hand to the wrong rows, see [`images_are_ambiguous`].
+    Refuse a generation batch whose pixels TRL would hand to the wrong rows.
+
+    TRL (1.15, 1.16) takes `pixel_values` for one entry an image wherever it has as many entries as there are images.
+    Where a family has one entry a row, rows without an image can make the two numbers equal by chance.
 
     Raises:
         `ValueError`: for such a batch.
     """
-    if images_are_ambiguous(pixels_by_row, num_images):
+    if num_images is None or not pixels_by_row:
+        return
+    if sum(num_images) == len(num_images) and set(num_images) != {1}:
         raise ValueError(
             f"The rows of this generation batch have {num_images} images: as many images as rows, but not one each. "
             "TRL would cut the pixels of this model family in the wrong places. Drop the text-only rows."

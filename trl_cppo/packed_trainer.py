@@ -7,7 +7,7 @@ Shapes: `B` rows of a micro-batch, `S` tokens of prompt and completion, `T` comp
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,12 @@ import trl.trainer.grpo_trainer as grpo_module
 from transformers.utils import logging
 
 from .carded import CardedGRPOTrainer
-from .families import has_pixels_by_row, images_are_ambiguous
-from .packed_forward import PackedForwards
-from .packing_choice import ScoringCost, mrope_index, packing_obstacle
+from .families import has_pixels_by_row, placeholder_ids
+from .packing_choice import mrope_index, packing_obstacle
+from .prefix_attention import PackedForwards
 from .shared_prefix import Packing, pack_scoring, packed_positions, plan_packing, same_prompts
 
-FLOPS_RATIO = "shared_prefix/flops_ratio"  # the metric: of scoring a micro-batch, estimated; 1 where it is not packed
+TOKEN_RATIO = "shared_prefix/token_ratio"  # the metric: tokens of a packed micro-batch over those of plain rows, or 1
 
 logger = logging.get_logger(__name__)
 
@@ -52,9 +52,9 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
             if self.args.share_prefix:
                 logger.info(f"share_prefix='auto' scores each rollout in a row of its own: {obstacle}.")
             return
-        self._scoring_cost = ScoringCost.of(self.model)
         self._pixels_by_row = has_pixels_by_row(self.model)
-        self._packed_forwards = PackedForwards(self.model.config.get_text_config()._attn_implementation)
+        self._placeholder_ids = placeholder_ids(self.model)
+        self._packed_forwards = PackedForwards()
         for model in (self.model, self.ref_model):
             if model is not None:
                 self._packed_forwards.attach(model)
@@ -89,7 +89,7 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         with self._scoring_rows_of(keys):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if keys is not None:
-            self._metrics["train" if self.model.training else "eval"][FLOPS_RATIO].append(self._flops_ratio)
+            self._metrics["train" if self.model.training else "eval"][TOKEN_RATIO].append(self._token_ratio)
         return loss
 
     @contextmanager
@@ -105,35 +105,57 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         if self._prompt_keys is None:
             return score(model, *args, **kwargs)
         scoring = bind_scoring(model, *args, **kwargs)
-        packed, packing = self._packed(scoring)
-        if packing is None:
+        prompts = same_prompts(scoring, self._prompt_keys, self._pixels_by_row)
+        parts = _cut(prompts, scoring.get("batch_size") or len(self._prompt_keys))
+        if not self._can_pack(scoring, prompts, parts):
+            self._token_ratio = 1.0
             return score(**scoring)
-        rope_index = mrope_index(self.model)
+        scored = [self._score_packed(score, scoring, part) for part in parts]
+        rows = [row for part in parts for row in sorted(row for members in part for row in members)]
+        order = torch.tensor(rows, device=scored[0][0].device).argsort()
+        logps, entropies = (
+            None if values[0] is None else torch.cat(values)[order] for values in zip(*scored, strict=True)
+        )
+        return logps, entropies, None
+
+    def _can_pack(self, scoring: dict[str, Any], prompts: list[list[int]], parts: list[list[list[int]]]) -> bool:
+        if len(prompts) == scoring["input_ids"].size(0):
+            return False  # there is nothing to share
+        last_of_prompts = scoring["input_ids"][:, -scoring["logits_to_keep"] - 1]  # each segment has a copy of it
+        if torch.isin(last_of_prompts, last_of_prompts.new_tensor(self._placeholder_ids)).any():
+            return False
+        # Of several processes, each must run the vision tower (see ImagelessForwards, which appends a row of its own).
+        num_images = scoring.get("num_images") or [0] * len(self._prompt_keys)
+        with_images = [any(num_images[row] for members in part for row in members) for part in parts]
+        return all(with_images) or self.accelerator.num_processes == 1
+
+    def _score_packed(
+        self, score: Callable, scoring: dict[str, Any], prompts: list[list[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities and entropies of the rows of some prompts, each `(B', T)`, in the order of the rows."""
+        packing = plan_packing(scoring["attention_mask"], scoring["logits_to_keep"], prompts)
+        packed = pack_scoring(scoring, packing, self._pixels_by_row)
+        rope_index = mrope_index(self.accelerator.unwrap_model(scoring["model"]))
         positions = packed_positions(scoring, packed, packing, rope_index)
+        self._token_ratio = packed["input_ids"].numel() / scoring["input_ids"].numel()
         self.packing = packing
         try:
-            with self._packed_forwards.score(packing, positions, packed.get("batch_size") or len(packing.rows)):
-                logps, entropies, aux_loss = score(**packed)
+            with self._packed_forwards.score(packing, positions):
+                logps, entropies, _ = score(**packed)
         finally:
             self.packing = None
-        return packing.unpack(logps), None if entropies is None else packing.unpack(entropies), aux_loss
+        return packing.unpack(logps), None if entropies is None else packing.unpack(entropies)
 
-    def _packed(self, scoring: dict[str, Any]) -> tuple[dict[str, Any], Packing | None]:
-        """The packed arguments and their packing, or the arguments and `None` where packing is impossible or dearer."""
-        self._flops_ratio = 1.0
-        groups = same_prompts(scoring, self._prompt_keys, self._pixels_by_row)
-        if len(groups) == scoring["input_ids"].size(0):
-            return scoring, None
-        mask, num_scored = scoring["attention_mask"], scoring["logits_to_keep"]
-        packing = plan_packing(mask, num_scored, groups, self.args.pad_to_multiple_of)
-        packed = pack_scoring(scoring, packing, self._pixels_by_row)
-        if images_are_ambiguous(self._pixels_by_row, packed.get("num_images")):
-            return scoring, None
-        ratio = self._scoring_cost(packed) / self._scoring_cost(scoring)
-        if self.args.share_prefix == "auto" and ratio >= 1:
-            return scoring, None
-        self._flops_ratio = ratio
-        return packed, packing
+
+def _cut(prompts: list[list[int]], rows_at_once: int) -> list[list[list[int]]]:
+    """The prompts in parts of so many rows, at most; a prompt that has more rows is cut itself."""
+    pieces = [members[i : i + rows_at_once] for members in prompts for i in range(0, len(members), rows_at_once)]
+    parts: list[list[list[int]]] = [[]]
+    for piece in pieces:
+        if sum(len(members) for members in [*parts[-1], piece]) > rows_at_once:
+            parts.append([])
+        parts[-1].append(piece)
+    return parts
 
 
 @contextmanager

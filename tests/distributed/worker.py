@@ -67,6 +67,7 @@ class Run:
     resume: bool = False
     divergence: str = "k3"
     bound: float | None = None
+    share_prefix: bool = True
     optim: str = "sgd"  # unlike Adam's, its steps show a wrongly scaled gradient
 
     @property
@@ -155,6 +156,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         cpl_coef=1.0,
         cpl_divergence=run.divergence,
         cpl_max_gradient_ratio=run.bound,
+        share_prefix=run.share_prefix,
         save_strategy="steps" if run.save else "no",
         save_steps=1,
         **checkpointing,
