@@ -10,7 +10,8 @@ What CPPO's update (loss and backward) costs, as ratios to GRPOTrainer's on the 
 Four arms take turns: `grpo` is TRL's GRPOTrainer; `cppo` is CPPOTrainer with a share f of the rows gated, `cppo_kl` the same with
 the exact KL; `every_row` scores every row on both views in two further forwards, as the authors' code does. FLOPs are counted by
 `torch.utils.flop_counter`, the bytes that autograd keeps for the backward by saved-tensor hooks (a storage counts once,
-weights do not): both are exact. Seconds are medians over pairs of neighbouring runs; they want a machine that does nothing else.
+weights do not): both are exact. These rows score each rollout in a row of its own; those with `"share_prefix": true` are of
+prefix_cost.py. Seconds are medians over pairs of neighbouring runs; they want a machine that does nothing else.
 An interrupted run goes on where it stopped, a finished one is measured anew.
 """
 
@@ -28,6 +29,7 @@ from cost_pictures import draw_cost
 from counting import count, score_views_apart, versions
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
+from prefix_cost import POINTS, SMOKE, measure_prefix, prefix_table
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from trl import GRPOConfig, GRPOTrainer
 
@@ -94,7 +96,7 @@ class Bench:
         self.grpo = GRPOTrainer(args=GRPOConfig(**common), **given)
         # No gate passes every row: an advantage is relative to the group's mean.
         gate = share < 1
-        self.cppo = CPPOTrainer(args=CPPOConfig(**common, gate_by_advantage=gate), **given)
+        self.cppo = CPPOTrainer(args=CPPOConfig(**common, gate_by_advantage=gate, share_prefix=False), **given)
         for trainer in (self.grpo, self.cppo):
             trainer.current_gradient_accumulation_steps = 1  # set by the training loop, which does not run here
         self.inputs = next(iter(self.cppo.get_train_dataloader()))
@@ -169,7 +171,7 @@ def measure(options: argparse.Namespace, share: float) -> dict[str, Any]:
         return statistics.median(pair[arm] / pair["grpo"] for pair in times)
 
     grpo = counts["grpo"]
-    row = {"gated_share": share, "limit": 1 + 2 * share}
+    row = {"share_prefix": False, "gated_share": share, "limit": 1 + 2 * share}
     for arm in ("cppo", "cppo_kl", "every_row"):
         prefix = ARMS[arm]
         row[f"{prefix}flops_ratio"] = counts[arm].flops / grpo.flops
@@ -204,7 +206,9 @@ COLUMNS = {
 
 def tables(report: dict[str, Any]) -> str:
     """Markdown."""
-    return table(([text.format(**row) for text in COLUMNS.values()] for row in report["rows"]), COLUMNS)
+    plain, shared = ([row for row in report["rows"] if row["share_prefix"] is kind] for kind in (False, True))
+    of_plain = table(([text.format(**row) for text in COLUMNS.values()] for row in plain), COLUMNS)
+    return "\n\n".join([of_plain, "With a shared prefix:", prefix_table(shared)])
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,10 +216,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     head = {"settings": {name: getattr(options, name) for name in names}, "versions": versions()}
     report = read_json(options.output) if options.output else {}
     rows = report.get("rows", []) if {name: report.get(name) for name in head} == head else []
-    if len(rows) == len(SHARES):
+    points = SMOKE if options.smoke else POINTS
+    jobs = [lambda share=share: measure(options, share) for share in SHARES]
+    jobs += [lambda point=point: measure_prefix(point, options.repeats) for point in points]
+    if len(rows) == len(jobs):
         rows = []
-    for share in SHARES[len(rows) :]:
-        rows.append(measure(options, share))
+    for job in jobs[len(rows) :]:
+        rows.append(job())
         if options.output:
             write_json(options.output, {**head, "rows": rows})
     return {**head, "rows": rows}

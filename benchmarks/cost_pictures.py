@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pictures import COLORS, GREY, new_figure, save
-from scale_tables import GIB, TITLES, select, states
+from scale_tables import GIB, TITLES, prefix_points, select, states
 
 MANY = 8  # GPUs of the memory panel
 
@@ -14,7 +14,7 @@ MANY = 8  # GPUs of the memory panel
 def draw_cost(report: dict[str, Any], path: Path) -> None:
     """Ratios to GRPO's update against the share of gated rows: counts on the left, times on the right."""
     figure, [[counts, times]] = new_figure(columns=2)
-    rows = report["rows"]
+    rows = [row for row in report["rows"] if not row["share_prefix"]]
     shares = [row["gated_share"] for row in rows]
 
     def line(axes: Any, name: str, label: str, color: str, marker: str, **style: Any) -> None:
@@ -35,6 +35,39 @@ def draw_cost(report: dict[str, Any], path: Path) -> None:
     for axes in (counts, times):
         axes.set_ylim(0, top)
         axes.legend(loc="lower right")
+    save(figure, path)
+
+
+def draw_prefix(report: dict[str, Any], path: Path) -> None:
+    """FLOPs of CPPO with a shared prefix over GRPO's at the 3B shape: over the gated share, and over the completion."""
+    figure, [[shares, lengths]] = new_figure(columns=2)
+    group, model = report["settings"]["prefix_group"], next(iter(TITLES))
+    points = [point for point in prefix_points(report) if point["model"] == model]
+    middle = [point for point in points if (point["prompt"], point["completion"], point["rows"]) == (600, 200, group)]
+    middle.sort(key=lambda point: point["gated_share"])
+    x = [point["gated_share"] for point in middle]
+    shares.plot(x, [1 + 2 * share for share in x], color=COLORS[1], marker="s", label="CPPO, plain rows")
+    shares.plot(
+        x, [point["flops_ratio"] for point in middle], color=COLORS[0], marker="o", label="CPPO, shared prefix"
+    )
+    for (prompt, _), color in zip(report["settings"]["prompts"], (COLORS[2], COLORS[0], COLORS[4]), strict=True):
+        line = [
+            point for point in points if (point["prompt"], point["rows"], point["gated_share"]) == (prompt, group, 0.5)
+        ]
+        line.sort(key=lambda point: point["completion"])
+        x, y = ([point[name] for point in line] for name in ("completion", "flops_ratio"))
+        lengths.plot(x, y, color=color, marker="o", label=f"prompt of {prompt} tokens")
+    lengths.axhline(2, color=COLORS[1], linewidth=1.2, label="plain rows")
+    shares.set(
+        title=f"Prompt 600, completion 200, {group} rollouts", xlabel="f, share of gated rows", ylabel="FLOPs / GRPO's"
+    )
+    lengths.set(title=f"f = 0.5, {group} rollouts", xlabel="completion tokens", xscale="log")
+    lengths.set_xticks(report["settings"]["prefix_completions"], report["settings"]["prefix_completions"], minor=False)
+    lengths.minorticks_off()
+    for axes in (shares, lengths):
+        axes.axhline(1, color=GREY, linestyle="--", linewidth=1.2, label="GRPO")
+        axes.set_ylim(0, None)
+        axes.legend(loc="best", fontsize=8)
     save(figure, path)
 
 

@@ -43,7 +43,7 @@ def make_trainer(
     return trainer(
         model=str(digits.warm_start(seed=warm_start)),
         reward_funcs=[digits.sum_reward, think_boxed_format_reward],
-        args=CPPOConfig(**settings | {"output_dir": folder}),
+        args=CPPOConfig(**{"share_prefix": False} | settings | {"output_dir": folder}),  # as the stored runs
         train_dataset=digits.make_dataset("rl", rows, seed=settings["seed"]),
         **kwargs,
     )

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
-from cost_pictures import draw_scale
+from cost_pictures import draw_prefix, draw_scale
 from counting import versions
 from scale_tables import POINT, tables
 from shapes import Depth, Row, ShapeBench, count_parameters, load_config, with_depth
@@ -34,6 +34,8 @@ BASE = Row(text=128, patches=1024, completion=512)  # a 448 × 448 image: 1,024 
 LENGTHS = {"text": (32, 512, 2048), "patches": (256, 2304, 4096), "completion": (128, 2048, 4096)}
 BATCH, SHARES = 4, (0.0, 0.25, 0.5, 1.0)
 PAIR = 2  # rows of the batches whose lengths vary, one of them gated
+PROMPTS = {300: (44, 1024), 600: (88, 2048), 1200: (176, 4096)}  # tokens: those of text, patches of four to a token
+PREFIX_GROUP, PREFIX_COMPLETIONS = 8, (100, 200, 400, 800, 1600, 3200)  # rollouts of a prompt that share its prefix
 Key = tuple[str, Row, int, int, str, bool]  # model, row, rows of the batch, gated ones, arm, checkpointing
 
 
@@ -41,6 +43,7 @@ def points(smoke: bool) -> Iterator[Key]:
     """What is to be counted."""
     if smoke:
         yield from ((MODELS[0], BASE, PAIR, gated, "cppo" if gated else "grpo", False) for gated in range(PAIR + 1))
+        yield MODELS[0], BASE, PAIR, 1, "cppo_shared", False
         return
     for model in MODELS:
         for checkpointing in (False, True):
@@ -53,6 +56,24 @@ def points(smoke: bool) -> Iterator[Key]:
             for checkpointing in (False, True):
                 yield model, row, PAIR, 0, "grpo", checkpointing
                 yield model, row, PAIR, PAIR // 2, "cppo", checkpointing
+        yield from prefix_points(model)
+
+
+def prefix_points(model: str) -> Iterator[Key]:
+    """Of rollouts of one prompt: over the gated share, the size of the group, and the lengths of prompt and completion."""
+    middle = Row(*PROMPTS[600], completion=200)
+    for group in (4, PREFIX_GROUP, 16):
+        yield model, middle, group, 0, "grpo", False
+        for share in SHARES if group == PREFIX_GROUP else (0.5,):
+            yield model, middle, group, round(share * group), "cppo_shared", False
+    for prompt in PROMPTS.values():
+        for row in (Row(*prompt, completion) for completion in PREFIX_COMPLETIONS):
+            if row != middle:
+                yield model, row, PREFIX_GROUP, 0, "grpo", False
+                yield model, row, PREFIX_GROUP, PREFIX_GROUP // 2, "cppo_shared", False
+    long = Row(*PROMPTS[1200], completion=100)
+    yield model, long, 16, 0, "grpo", False
+    yield model, long, 16, 8, "cppo_shared", False
 
 
 def name_point(key: Key) -> dict[str, Any]:
@@ -82,11 +103,16 @@ def check() -> dict[str, float]:
     even, uneven = [Row(10, 64, 16)] * 4, [Row(10, 64, 16), Row(20, 96, 24), Row(5, 16, 8), Row(10, 36, 30)]
     real, shapes = ShapeBench("cpu", torch.float32), ShapeBench("meta", torch.float32)
     errors = dict.fromkeys(("flops", "saved_bytes", "peak_bytes"), 0.0)
-    for rows, checkpointing in ((even, False), (uneven, True)):
-        expected = asdict(real.update(config, rows, 2, "cppo", checkpointing))
-        whole = shapes.update(config, rows, 2, "cppo", checkpointing)
+    same_prompt = [Row(10, 64, length) for length in (16, 20, 8, 13)]
+    for rows, arm, checkpointing in (
+        (even, "cppo", False),
+        (uneven, "cppo", True),
+        (same_prompt, "cppo_shared", False),
+    ):
+        expected = asdict(real.update(config, rows, 2, arm, checkpointing))
+        whole = shapes.update(config, rows, 2, arm, checkpointing)
         expected["peak_bytes"] = max(whole.peaks.values())
-        counted = asdict(shapes.deep_update(config, rows, 2, "cppo", checkpointing))
+        counted = asdict(shapes.deep_update(config, rows, 2, arm, checkpointing))
         errors = {name: max(error, abs(counted[name] / expected[name] - 1)) for name, error in errors.items()}
     return errors
 
@@ -99,8 +125,9 @@ def ratios(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for point in points:
         reference = grpo.get(tuple(point[name] for name in same))
-        if reference and point["arm"] == "cppo":
+        if reference and point["arm"] in ("cppo", "cppo_shared"):
             row = {name: point[name] for name in same} | {"gated_share": point["gated"] / point["rows"]}
+            row["share_prefix"] = point["arm"] == "cppo_shared"
             row |= {f"{name}_ratio": point[name] / reference[name] for name in ("flops", "saved_bytes", "peak_bytes")}
             rows.append(row | {"forwards": point["forwards"]})
     return rows
@@ -108,6 +135,7 @@ def ratios(counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     names = {"base": asdict(BASE), "batch": BATCH, "pair": PAIR, "shares": SHARES, "lengths": LENGTHS}
+    names |= {"prompts": list(PROMPTS.items()), "prefix_group": PREFIX_GROUP, "prefix_completions": PREFIX_COMPLETIONS}
     head = json.loads(json.dumps({"settings": names, "versions": versions()}))  # as it comes back from the file
     report = read_json(options.output) if options.output else {}
     wanted = list(points(options.smoke))
@@ -126,11 +154,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def draw(report: dict[str, Any]) -> None:
+    draw_scale(report, PICTURES / "scale.svg")
+    draw_prefix(report, PICTURES / "shared_prefix.svg")
+
+
 def main() -> None:
-    parser = BenchmarkParser("scale", __doc__, smoke="three points of the 3B model")
+    parser = BenchmarkParser("scale", __doc__, smoke="four points of the 3B model")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     options = parser.parse_args()
-    if not parser.show(options, tables, lambda report: draw_scale(report, PICTURES / "scale.svg")):
+    if not parser.show(options, tables, draw):
         run_and_print(options, run, tables)
 
 

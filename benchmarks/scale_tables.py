@@ -78,6 +78,30 @@ def _lengths_table(report: dict[str, Any]) -> str:
     return table(rows, [*head, "GRPO, checkpointing", "f = 0.5, checkpointing"])
 
 
+def prefix_points(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """What sharing the prefix makes of an update: ratios to GRPO's, with the lengths of prompt and completion."""
+    tokens = {tuple(lengths): prompt for prompt, lengths in report["settings"]["prompts"]}
+    rows = [row for row in report["rows"] if row["share_prefix"]]
+    return [{**row, "prompt": tokens[row["text"], row["patches"]]} for row in rows]
+
+
+def _prefix_table(report: dict[str, Any]) -> str:
+    rows, by_model = {}, prefix_points(report)
+    for point in by_model:
+        key = (point["prompt"], point["completion"], point["rows"], point["gated_share"])
+        cells = [f"{point[name]:.2f}" for name in ("flops_ratio", "saved_bytes_ratio", "peak_bytes_ratio")]
+        rows.setdefault(key, []).extend(cells)
+    names = ("FLOPs", "bytes kept", "peak")
+    head = [
+        "prompt",
+        "completion",
+        "rollouts",
+        "f",
+        *(f"{title}: {name}" for title in TITLES.values() for name in names),
+    ]
+    return table(([f"{number:g}" for number in key] + rows[key] for key in sorted(rows)), head)
+
+
 def tables(report: dict[str, Any]) -> str:
     """Markdown."""
     errors, settings = report["check"], report["settings"]
@@ -91,5 +115,7 @@ def tables(report: dict[str, Any]) -> str:
             _shares_table(report),
             f"Lengths, a micro-batch of {settings['pair']} rows, one of them gated:",
             _lengths_table(report),
+            "CPPO with a shared prefix over GRPO, a micro-batch of the rollouts of one prompt:",
+            _prefix_table(report),
         ]
     )

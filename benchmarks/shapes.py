@@ -66,10 +66,10 @@ def depth_of(config: Qwen2_5_VLConfig) -> Depth:
 
 
 def count_parameters(config: Qwen2_5_VLConfig) -> int:
-    return sum(parameter.numel() for parameter in _build_model(config, "meta", torch.bfloat16).parameters())
+    return sum(parameter.numel() for parameter in build_model(config, "meta", torch.bfloat16).parameters())
 
 
-def _build_model(config: Qwen2_5_VLConfig, device: str, dtype: torch.dtype) -> Any:
+def build_model(config: Qwen2_5_VLConfig, device: str, dtype: torch.dtype) -> Any:
     """The model with TRL's fused head, in training mode."""
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration(config).to(dtype)
@@ -157,24 +157,10 @@ class ShapeBench:
                 and share its prefix; `"cppo_shared_kl"`) or `"every_row"` (three forwards of all rows).
             checkpointing (`bool`): the blocks keep their inputs alone and are run again in the backward.
         """
-        process = _Grids(self.device, _pixel_values(config))
-        self.trainer._process_views = process
-        self.trainer.args.cpl_divergence = "kl" if arm.endswith("_kl") else "k3"
-        model = _build_model(config, self.device, self.dtype)
-        self.trainer._packed_forwards.attach(model)
+        model = build_model(config, self.device, self.dtype)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        batch = make_batch(config, rows, gated, process)
-        if not arm.startswith("cppo_shared"):
-            del batch["prompt_keys"]
-        plain = {key: value for key, value in batch.items() if key not in ("cpl_views", "num_gated_rows")}
-
-        def loss() -> torch.Tensor:
-            value = self.trainer.compute_loss(model, batch if arm.startswith("cppo") else plain)
-            if arm == "every_row":
-                value = value + score_views_apart(self.trainer, model, batch, [batch["pixel_values"].clone()] * 2)
-            return value
-
+        loss = self.loss_of(model, rows, gated, arm)
         if self.device != "meta":
             with head_of_a_gpu():
                 return ShapeCounts(**asdict(count(model, loss)), peaks={})
@@ -186,6 +172,28 @@ class ShapeBench:
         with kernels_of_a_gpu(), _believed_prompts(), _no_collection():
             counts = count(model, loss, mode)
         return ShapeCounts(**asdict(counts), peaks=mode.peaks)
+
+    def loss_of(
+        self, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], gated: int, arm: str
+    ) -> Callable[[], torch.Tensor]:
+        """What computes the loss of a micro-batch, see [`update`], on a model of [`build_model`]."""
+        process = _Grids(self.device, _pixel_values(model.config))
+        batch = make_batch(model.config, rows, gated, process)
+        if arm.startswith("cppo_shared"):
+            self.trainer._packed_forwards.attach(model)
+        else:
+            del batch["prompt_keys"]
+        plain = {key: value for key, value in batch.items() if key not in ("cpl_views", "num_gated_rows")}
+
+        def loss() -> torch.Tensor:
+            self.trainer._process_views = process
+            self.trainer.args.cpl_divergence = "kl" if arm.endswith("_kl") else "k3"
+            value = self.trainer.compute_loss(model, batch if arm.startswith("cppo") else plain)
+            if arm == "every_row":
+                value = value + score_views_apart(self.trainer, model, batch, [batch["pixel_values"].clone()] * 2)
+            return value
+
+        return loss
 
     def deep_update(self, config: Qwen2_5_VLConfig, *args: Any, **kwargs: Any) -> "DeepCounts":
         """[`update`] from counts of models of one or two layers of each kind: every layer costs the same."""

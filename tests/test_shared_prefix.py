@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed rows of a prompt and its rollouts score and train as rows of their own do."""
 
-import math
-
 import pytest
 import torch
 from conftest import generation_batch, logged, make_rows, make_trainer, weights
@@ -73,7 +71,9 @@ def assert_packed_equals_unpacked(trainer, batch, scores=SCORES, gradient=GRADIE
     scale = max(float(value.abs().max()) for value in plain[3].values())
     assert scale > 1e-3
     for name, value in plain[3].items():
-        torch.testing.assert_close(packed[3][name], value, rtol=0, atol=gradient * scale, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            packed[3][name], value, rtol=0, atol=gradient * scale, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("kind", ["one", "several", "mixed"])
@@ -254,4 +254,3 @@ def test_other_obstacles_are_refused_with_a_way_out(tmp_path, change, settings, 
 def test_auto_leaves_lambda_zero_as_grpo_has_it(tmp_path):
     assert "prompt_keys" not in generation_batch(make_trainer(tmp_path, cpl_coef=0.0))
     assert "prompt_keys" in generation_batch(make_trainer(tmp_path, cpl_coef=0.0, share_prefix=True))
-

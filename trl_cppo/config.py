@@ -65,11 +65,10 @@ class CPPOConfig(GRPOConfig):
         > Parameters that control speed
 
         share_prefix (`bool` or `str`, *optional*, defaults to `"auto"`):
-            Whether the rollouts of a prompt are scored in one packed row, which holds the prompt and its images once:
-            the same loss and gradients, rounded otherwise, for fewer tokens. `"auto"` packs a micro-batch where that
-            saves FLOPs, unless the model does not allow it or `cpl_coef=0`; `True` always packs and raises an error where
-            it cannot; `False` scores each rollout in a row of its own, as GRPOTrainer does. Unless `False`, TRL's shuffle
-            of a generation batch keeps the rollouts of a prompt together.
+            Whether the rollouts of a prompt in a micro-batch are scored behind one copy of the prompt and its images: the
+            same loss and gradients, rounded otherwise, for fewer tokens. `"auto"`: wherever the model allows it, unless
+            `cpl_coef=0`; `True`: an error where it cannot be; `False`: a row for each rollout, as GRPOTrainer. Unless
+            `False`, TRL's shuffle of a generation batch keeps the rollouts of a prompt together.
 
         > Parameters that control generation
 
@@ -149,9 +148,9 @@ class CPPOConfig(GRPOConfig):
     share_prefix: str = field(  # or bool; HfArgumentParser would take a union with bool for a bool alone
         default="auto",
         metadata={
-            "help": "Whether the rollouts of a prompt are scored in one packed row, with the prompt and its images once: the "
-            "same loss for fewer tokens. 'auto': where it saves FLOPs, not with cpl_coef=0; true: always, or an error; "
-            "false: a row each, as GRPOTrainer."
+            "help": "Whether the rollouts of a prompt are scored behind one copy of the prompt and its images: the same loss for "
+            "fewer tokens. 'auto': wherever the model allows it, not with cpl_coef=0; true: or an error; false: a row for "
+            "each rollout, as GRPOTrainer."
         },
     )
     suppress_vision_tokens: bool = field(

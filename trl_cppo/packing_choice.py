@@ -4,12 +4,10 @@
 
 from collections.abc import Callable
 
-
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
 from .prefix_attention import ATTENTION
-
 
 # By `config.model_type`, each held by a test that its packed scores and gradients equal the unpacked ones.
 _MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")

@@ -131,12 +131,12 @@ def assert_close(ours: float | None, expected: float | None, tolerance: float, w
         assert ours == pytest.approx(expected, rel=tolerance, abs=tolerance), what
 
 
-def assert_same_metrics(ours: list[dict], expected: list[dict], compared: set[str]) -> None:
+def assert_same_metrics(ours: list[dict], expected: list[dict], compared: set[str], may_be_plain: bool) -> None:
     assert len(ours) == len(expected)
     for step, (log, expected_log) in enumerate(zip(ours, expected, strict=True)):
         packing = {TOKEN_RATIO} if "loss" in log else set()
         assert log.keys() - packing == expected_log.keys() and packing <= log.keys(), f"step {step}"
-        assert not packing or log[TOKEN_RATIO] < 1
+        assert not packing or log[TOKEN_RATIO] < 1 or (may_be_plain and log[TOKEN_RATIO] == 1)
         for name in compared & expected_log.keys():
             tolerance = GRAD_NORM if name in ("grad_norm", "cpl/gradient_ratio") else LOSS
             assert_close(log[name], expected_log[name], tolerance, f"{name} of step {step}")
@@ -158,7 +158,8 @@ def test_two_processes_train_as_one(launches, launch, name):
     else:
         compared -= {"entropy"}
     for logs in result.logs:
-        assert_same_metrics(logs, reference.logs[0], compared)
+        # A process without an image scores plain rows, see SharedPrefixGRPOTrainer.
+        assert_same_metrics(logs, reference.logs[0], compared, may_be_plain=reference_name.startswith("text_only"))
     tolerance = ADAM_WEIGHT if reference_name == "adamw" else WEIGHT
     assert result.weights.keys() == reference.weights.keys()
     for key, value in reference.weights.items():
