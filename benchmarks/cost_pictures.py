@@ -59,9 +59,11 @@ def draw_prefix(report: dict[str, Any], path: Path) -> None:
         lengths.plot(x, y, color=color, marker="o", label=f"prompt of {prompt} tokens")
     lengths.axhline(2, color=COLORS[1], linewidth=1.2, label="plain rows")
     shares.set(
-        title=f"Prompt 600, completion 200, {group} rollouts", xlabel="f, share of gated rows", ylabel="FLOPs / GRPO's"
+        title=f"Qwen2.5-VL-3B: prompt 600, completion 200, {group} rollouts",
+        xlabel="f, share of gated rows",
+        ylabel="FLOPs / GRPO's",
     )
-    lengths.set(title=f"f = 0.5, {group} rollouts", xlabel="completion tokens", xscale="log")
+    lengths.set(title=f"Qwen2.5-VL-3B: f = 0.5, {group} rollouts", xlabel="completion tokens", xscale="log")
     lengths.set_xticks(report["settings"]["prefix_completions"], report["settings"]["prefix_completions"], minor=False)
     lengths.minorticks_off()
     for axes in (shares, lengths):
