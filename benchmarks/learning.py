@@ -6,6 +6,7 @@ What CPPO teaches on digits, with error bars: warm starts × seeds × arms, grad
     python benchmarks/learning.py              # all runs into benchmarks/results/learning.json; interrupt it at will
     python benchmarks/learning.py --sweep      # and CPPO's two forms over λ
     python benchmarks/learning.py --choose     # the bound on the gradient, on the validation split, into choice.json
+    python benchmarks/learning.py --prefix     # CPPO with a shared prefix and without, paired, into prefix.json
     python benchmarks/learning.py --tables     # Markdown tables from the file
     python benchmarks/learning.py --picture    # docs/results/learning.svg and sweep.svg from the file
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from arms import ARMS
 from command import PICTURES, RESULTS, BenchmarkParser, read_json
-from learning_report import choice_table, picture, sweep_picture, sweep_table, tables
+from learning_report import choice_table, picture, prefix_table, sweep_picture, sweep_table, tables
 from learning_runs import BOUNDS, SWEEP, Grading, Job, run_jobs, sweep_job
 
 
@@ -46,9 +47,20 @@ def choice_jobs(seeds: int, steps: int) -> list[Job]:
     return [Job("grpo", 0, seed, steps) for seed in range(seeds)] + bounds
 
 
+def prefix_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
+    """Both ways of scoring, side by side: what else the machine does slows both."""
+    return [
+        Job("cppo", warm_start, seed, steps, {"share_prefix": share})
+        for seed in range(seeds)
+        for warm_start in range(warm_starts)
+        for share in (False, True)
+    ]
+
+
 def all_tables(report: dict[str, Any], steps: int) -> str:
     choice = choice_table(read_json(RESULTS / "choice.json"))
-    return "\n\n".join([tables(report, steps), sweep_table(report, steps), choice])
+    prefix = prefix_table(read_json(RESULTS / "prefix.json"))
+    return "\n\n".join([tables(report, steps), sweep_table(report, steps), choice, prefix])
 
 
 def draw(report: dict[str, Any], steps: int) -> None:
@@ -66,6 +78,7 @@ def main() -> None:
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
     parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
     parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
+    parser.add_argument("--prefix", action="store_true", help="compare share_prefix=True with False, three seeds")
     options = parser.parse_args()
     steps = options.steps
     if parser.show(options, lambda report: all_tables(report, steps), lambda report: draw(report, steps)):
@@ -73,6 +86,9 @@ def main() -> None:
     if options.smoke:
         jobs = [Job(arm, 0, 0, steps=2) for arm in ("cppo", "papo")]
         print(json.dumps(run_jobs(jobs, Grading(canvases=20, sampled=5), options.output, options.workers)))
+    elif options.prefix:
+        jobs = prefix_jobs(options.warm_starts, 3, steps)
+        run_jobs(jobs, Grading(conditions=("clean",)), RESULTS / "prefix.json", options.workers)
     elif options.choose:
         grading = Grading(split="validation", conditions=("clean",))
         run_jobs(choice_jobs(2, steps), grading, RESULTS / "choice.json", options.workers)

@@ -130,6 +130,29 @@ def sweep_table(report: dict[str, Any], steps: int) -> str:
     return table(lines, ["arm", "λ", "runs", *figures])
 
 
+def prefix_table(report: dict[str, Any]) -> str:
+    """Markdown: scoring behind one copy of the prompt, in plain rows, and the paired differences."""
+    figures = {
+        name: FIGURES[name] for name in ("greedy", "avg@4", "training reward, last 10 steps", "detector AUC, %")
+    }
+    figures["training, s"] = lambda run: run["training_seconds"]
+    values: dict[bool, dict[str, Values]] = {}
+    for share in (False, True):
+        runs = [run for run in report["runs"].values() if run["settings"]["share_prefix"] is share]
+        places = [(run["job"]["warm_start"], run["job"]["seed"]) for run in runs]
+        values[share] = {name: dict(zip(places, map(figure, runs), strict=True)) for name, figure in figures.items()}
+    ratio = {
+        key: 100 * value / values[False]["training, s"][key] for key, value in values[True]["training, s"].items()
+    }
+    rows = [
+        [f"`share_prefix={share}`", len(values[share]["greedy"])] + [cell(values[share][name]) for name in figures]
+        for share in (False, True)
+    ]
+    differences = [difference(values[True][name], values[False][name]) for name in list(figures)[:-1]]
+    rows.append(["difference; share of the time, %", "", *differences, cell(ratio)])
+    return table(rows, ["scoring", "runs", *figures])
+
+
 def choice_table(report: dict[str, Any]) -> str:
     """Markdown: GRPO and the bounds on the gradient, on the validation split; mean over seeds."""
     groups: dict[str, list[Run]] = {}
