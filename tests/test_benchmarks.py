@@ -24,8 +24,14 @@ def check_ratios(rows, shares):
 
 
 def check_cost(report):
-    check_ratios(report["rows"], [0.0, 0.25, 0.5, 1.0])
-    for row in report["rows"]:
+    rows = [row for row in report["rows"] if not row["share_prefix"]]
+    [shared] = [row for row in report["rows"] if row["share_prefix"]]
+    assert shared["forwards"] == 1 and shared["update_seconds_ratio"] > 0
+    # 32 prompt tokens, 8 completions of 8, half of them on views; of the images, three in place of eight
+    tokens = (31 + 8 * 9 + 2 * (31 + 4 * 9)) / (8 * (32 + 8))
+    assert shared["prompt"] == 32 and 3 / 8 < shared["flops_ratio"] < tokens
+    check_ratios(rows, [0.0, 0.25, 0.5, 1.0])
+    for row in rows:
         assert min(row["update_seconds_ratio"], row["step_seconds_ratio"], row["grpo_update_seconds"]) > 0
         assert row["every_row_forwards"] == 3 and row["every_row_flops_ratio"] == pytest.approx(3, rel=0.01)
 
@@ -34,7 +40,9 @@ def check_scale(report):
     assert max(report["check"].values()) < 0.001  # against real tensors
     published = {"qwen2_5_vl_3b": 3_754_622_976, "qwen2_5_vl_7b": 8_292_166_656}
     assert {model["model"]: model["parameters"] for model in report["models"]} == published
-    check_ratios(report["rows"], [0.5, 1.0])
+    check_ratios([row for row in report["rows"] if not row["share_prefix"]], [0.5, 1.0])
+    [shared] = [row for row in report["rows"] if row["share_prefix"]]
+    assert 1 < shared["flops_ratio"] < 1.8 and shared["forwards"] == 1  # two rollouts, one with views: 2 when plain
 
 
 def check_detector(report):
