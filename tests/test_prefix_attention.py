@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from trl_cppo.packed_trainer import _cut
 from trl_cppo.prefix_attention import ATTENTION, lengths_as_mask, packed_attention
 from trl_cppo.shared_prefix import plan_packing
 
@@ -97,13 +96,6 @@ def test_every_token_is_where_the_layout_says(data, num_prompts, group, longest,
         assert torch.equal(positions[places[packing.scored]], ids[:, longest:][packing.scored])
     unpacked = packing.unpack(predicted[None].float())
     assert torch.equal(unpacked, ids[:, longest:].float() * packing.scored)
-
-
-def test_parts_hold_so_many_rows_and_cut_no_prompt_that_fits():
-    prompts = [[0, 1, 2], [3, 4], [5, 6, 7, 8, 9], [10]]
-    assert _cut(prompts, 11) == [prompts]
-    assert _cut(prompts, 5) == [[[0, 1, 2], [3, 4]], [[5, 6, 7, 8, 9]], [[10]]]
-    assert _cut(prompts, 2) == [[[0, 1]], [[2]], [[3, 4]], [[5, 6]], [[7, 8]], [[9], [10]]]
 
 
 def test_a_saved_model_does_not_know_of_it(tmp_path):

@@ -105,28 +105,32 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         if self._prompt_keys is None:
             return score(model, *args, **kwargs)
         scoring = bind_scoring(model, *args, **kwargs)
-        prompts = same_prompts(scoring, self._prompt_keys, self._pixels_by_row)
-        parts = _cut(prompts, scoring.get("batch_size") or len(self._prompt_keys))
-        if not self._can_pack(scoring, prompts, parts):
+        parts = self._parts(scoring)
+        if not self._can_pack(scoring, parts):
             self._token_ratio = 1.0
             return score(**scoring)
-        scored = [self._score_packed(score, scoring, part) for part in parts]
-        rows = [row for part in parts for row in sorted(row for members in part for row in members)]
-        order = torch.tensor(rows, device=scored[0][0].device).argsort()
-        logps, entropies = (
-            None if values[0] is None else torch.cat(values)[order] for values in zip(*scored, strict=True)
-        )
+        scored = [self._score_packed(score, scoring, prompts) for prompts in parts]
+        logps, entropies = (None if values[0] is None else torch.cat(values) for values in zip(*scored, strict=True))
         return logps, entropies, None
 
-    def _can_pack(self, scoring: dict[str, Any], prompts: list[list[int]], parts: list[list[list[int]]]) -> bool:
-        if len(prompts) == scoring["input_ids"].size(0):
+    def _parts(self, scoring: dict[str, Any]) -> list[list[list[int]]]:
+        """The rows by prompt, in the parts that TRL scores one after the other: as many on every process."""
+        size = scoring.get("batch_size") or len(self._prompt_keys)
+        keys = [(row // size, key) for row, key in enumerate(self._prompt_keys)]
+        parts: dict[int, list[list[int]]] = {}
+        for members in same_prompts(scoring, keys, self._pixels_by_row):
+            parts.setdefault(members[0] // size, []).append(members)
+        return [parts[number] for number in sorted(parts)]
+
+    def _can_pack(self, scoring: dict[str, Any], parts: list[list[list[int]]]) -> bool:
+        if all(len(members) == 1 for prompts in parts for members in prompts):
             return False  # there is nothing to share
         last_of_prompts = scoring["input_ids"][:, -scoring["logits_to_keep"] - 1]  # each segment has a copy of it
         if torch.isin(last_of_prompts, last_of_prompts.new_tensor(self._placeholder_ids)).any():
             return False
         # Of several processes, each must run the vision tower (see ImagelessForwards, which appends a row of its own).
         num_images = scoring.get("num_images") or [0] * len(self._prompt_keys)
-        with_images = [any(num_images[row] for members in part for row in members) for part in parts]
+        with_images = [any(num_images[row] for members in prompts for row in members) for prompts in parts]
         return all(with_images) or self.accelerator.num_processes == 1
 
     def _score_packed(
@@ -145,17 +149,6 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         finally:
             self.packing = None
         return packing.unpack(logps), None if entropies is None else packing.unpack(entropies)
-
-
-def _cut(prompts: list[list[int]], rows_at_once: int) -> list[list[list[int]]]:
-    """The prompts in parts of so many rows, at most; a prompt that has more rows is cut itself."""
-    pieces = [members[i : i + rows_at_once] for members in prompts for i in range(0, len(members), rows_at_once)]
-    parts: list[list[list[int]]] = [[]]
-    for piece in pieces:
-        if sum(len(members) for members in [*parts[-1], piece]) > rows_at_once:
-            parts.append([])
-        parts[-1].append(piece)
-    return parts
 
 
 @contextmanager
