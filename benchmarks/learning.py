@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
     parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
     parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
-    parser.add_argument("--prefix", action="store_true", help="compare share_prefix=True with False, three seeds")
+    parser.add_argument("--prefix", action="store_true", help="compare share_prefix=True with False, two seeds")
     options = parser.parse_args()
     steps = options.steps
     if parser.show(options, lambda report: all_tables(report, steps), lambda report: draw(report, steps)):
@@ -87,7 +87,7 @@ def main() -> None:
         jobs = [Job(arm, 0, 0, steps=2) for arm in ("cppo", "papo")]
         print(json.dumps(run_jobs(jobs, Grading(canvases=20, sampled=5), options.output, options.workers)))
     elif options.prefix:
-        jobs = prefix_jobs(options.warm_starts, 3, steps)
+        jobs = prefix_jobs(options.warm_starts, 2, steps)
         run_jobs(jobs, Grading(conditions=("clean",)), RESULTS / "prefix.json", options.workers)
     elif options.choose:
         grading = Grading(split="validation", conditions=("clean",))
