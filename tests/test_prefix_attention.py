@@ -18,7 +18,7 @@ from trl_cppo.shared_prefix import plan_packing
 
 MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True)
 LENGTHS = st.lists(
-    st.builds(lambda prefix, segments: [prefix, *segments], st.integers(1, 5), st.lists(st.integers(1, 5), min_size=1, max_size=4)),
+    st.builds(lambda prefix, segments: [prefix, *segments], st.integers(0, 5), st.lists(st.integers(1, 5), min_size=1, max_size=4)),
     min_size=1, max_size=3,
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from PIL import Image
 from test_families import SIZES, counts_of
 from tiny_models import FAMILIES, build
 
+from trl_cppo.packed_trainer import MIN_TOKENS_SAVED, TOKEN_RATIO
 from trl_cppo.packing_choice import _FAMILIES, _REASONS
 
 # Float32; measured over all cases of this file: 1.5e-6 and, relative to the largest gradient of the model, 4e-6.
@@ -226,6 +227,10 @@ def eager_attention(model):
     model.set_attn_implementation("eager")
 
 
+def another_text_model(model):
+    model.config.text_config.model_type = "bamba"
+
+
 def sliding_window(model):
     model.config.text_config.layer_types = ["sliding_attention", "full_attention"]
 
@@ -234,6 +239,12 @@ def sliding_window(model):
     ("change", "settings", "reason"),
     [
         (eager_attention, {}, "'eager' cannot keep rollouts apart.*attn_implementation='sdpa'"),
+        (another_text_model, {"family": "llava"}, "the text model bamba was not tested; known: llama"),
+        (
+            None,
+            {"peft_config": LoraConfig(alora_invocation_tokens=[1], target_modules=["q_proj"])},
+            "activated LoRA.*train with LoRA",
+        ),
         (sliding_window, {}, "sliding window"),
         (None, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, "multiple of num_generations"),
         (None, {"family": "qwen3_vl_moe"}, "router_aux_loss_coef=0"),
@@ -249,6 +260,27 @@ def test_other_obstacles_are_refused_with_a_way_out(tmp_path, change, settings, 
                 make_trainer(tmp_path, model=model, share_prefix=share, **settings)
         else:
             assert not make_trainer(tmp_path, model=model, share_prefix=share, **settings)._shares_prefix
+
+
+def test_a_reference_that_cannot_is_an_obstacle_too(tmp_path):
+    model, _ = build("idefics2")
+    model.config.text_config.sliding_window = 8
+    model.save_pretrained(tmp_path / "model")
+    model.config.text_config.sliding_window = None
+    model.name_or_path = model.config._name_or_path = str(tmp_path / "model")  # where the reference is loaded from
+    with pytest.raises(ValueError, match="sliding window"):
+        make_trainer(tmp_path, model=model, family="idefics2", share_prefix=True, beta=0.1)
+
+
+@pytest.mark.parametrize(("prompts", "packs"), [(["sum?"], False), (["sum? " * 30], True)])
+def test_auto_packs_where_a_prompt_saves_tokens_enough(tmp_path, prompts, packs):
+    rows = make_rows([1, 1]).map(lambda row: {"prompt": [{"role": "user", "content": prompts[0]}]})
+    trainer = make_trainer(tmp_path, rows, num_generations=2, per_device_train_batch_size=4)
+    batch = generation_batch(trainer)
+    length = batch["prompt_ids"].size(1) - 1
+    assert (length > MIN_TOKENS_SAVED) == packs
+    scores_and_gradients(trainer, {**batch, "cpl_views": [None] * 4})
+    assert (trainer._metrics["train"][TOKEN_RATIO][-1] < 1) == packs
 
 
 def test_auto_leaves_lambda_zero_as_grpo_has_it(tmp_path):

@@ -171,7 +171,7 @@ class CPPOConfig(GRPOConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
         self.share_prefix = {"true": True, "false": False}.get(str(self.share_prefix).lower(), self.share_prefix)
-        if self.share_prefix not in (True, False, "auto"):
+        if self.share_prefix != "auto" and not isinstance(self.share_prefix, bool):
             raise ValueError(f"share_prefix must be True, False or 'auto'; got {self.share_prefix!r}.")
         if not 0 <= self.cpl_coef < float("inf"):
             raise ValueError(f"cpl_coef must be 0 (GRPO alone) or positive and finite; got {self.cpl_coef}.")

@@ -12,6 +12,8 @@ from .prefix_attention import ATTENTION
 # By `config.model_type`, each held by a test that its packed scores and gradients equal the unpacked ones.
 _MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 _FAMILIES = (*_MROPE_FAMILIES, "idefics2", "idefics3", "internvl", "llava", "llava_next", "llava_onevision", "smolvlm")
+# Their text models, by the text configuration's `model_type`.
+_TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3", *(f"{family}_text" for family in _MROPE_FAMILIES))
 _BIDIRECTIONAL = "its image tokens attend to each other in both directions"
 _STATEFUL = "some of its layers carry a state from token to token, which a mask cannot cut between rollouts"
 _REASONS = {
@@ -40,6 +42,8 @@ def packing_obstacle(model: PreTrainedModel, has_aux_loss: bool) -> str | None:
             f"the attention implementation {text._attn_implementation!r} cannot keep rollouts apart; load the model with "
             "attn_implementation='sdpa'"
         )
+    if text.model_type not in _TEXT_MODELS:
+        return f"the text model {text.model_type} was not tested; known: {', '.join(_TEXT_MODELS)}"
     settings = text.to_dict()
     if set(settings.get("layer_types") or ["full_attention"]) != {"full_attention"} or (
         not settings.get("layer_types") and settings.get("sliding_window")
@@ -47,6 +51,8 @@ def packing_obstacle(model: PreTrainedModel, has_aux_loss: bool) -> str | None:
         return "layers of the text model attend in a sliding window, or not at all"
     if has_aux_loss:
         return "the router's auxiliary loss counts every rollout's prompt; set router_aux_loss_coef=0"
-    if is_peft_model(model) and model.active_peft_config.is_prompt_learning:
-        return "PEFT's prompt learning puts tokens of its own before each row; train with LoRA"
+    if is_peft_model(model):
+        adapter = model.active_peft_config
+        if adapter.is_prompt_learning or adapter.to_dict().get("alora_invocation_tokens"):
+            return "the adapter (PEFT's prompt learning or activated LoRA) counts tokens by row; train with LoRA"
     return None

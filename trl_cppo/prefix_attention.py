@@ -60,13 +60,16 @@ def _attend_prompt(
     lengths: list[int],
     **kwargs: Any,
 ) -> torch.Tensor:
+    """Of one packed prompt, `(1, heads, tokens, D)`, with the lengths of its prefix and segments: `(1, tokens, heads, D)`."""
     prefix, *segments = lengths
     (prefix_query, queries), (prefix_key, keys), (prefix_value, values) = (
         (tensor[:, :, :prefix], _as_rows(tensor[:, :, prefix:], segments)) for tensor in (query, key, value)
     )
-    of_prefix, _ = sdpa_attention_forward(
-        module, prefix_query, prefix_key, prefix_value, None, is_causal=True, **kwargs
-    )
+    outputs = []
+    if prefix:  # none, where the prompt is one token
+        outputs += sdpa_attention_forward(
+            module, prefix_query, prefix_key, prefix_value, None, is_causal=True, **kwargs
+        )[:1]
     longest = queries.size(2)
     seen = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
     shape = (len(segments), -1, -1, -1)
@@ -74,7 +77,8 @@ def _attend_prompt(
         module, queries, torch.cat([prefix_key.expand(shape), keys], dim=2),
         torch.cat([prefix_value.expand(shape), values], dim=2), seen[None, None], **kwargs,
     )  # fmt: skip
-    return torch.cat([of_prefix, *(row[None, :length] for row, length in zip(of_segments, segments, strict=True))], 1)
+    outputs += [row[None, :length] for row, length in zip(of_segments, segments, strict=True)]
+    return torch.cat(outputs, dim=1)
 
 
 def _as_rows(tensor: torch.Tensor, segments: list[int]) -> torch.Tensor:
@@ -121,6 +125,7 @@ class PackedForwards:
         While this is open, a forward with `fused_lm_head=True` is that of the packed row.
 
         Args:
+            packing ([`Packing`]): of the row.
             positions (`torch.Tensor` of shape `(1, L)` or `(3, 1, L)`): see [`packed_positions`].
         """
         self._packing, self._positions = packing, positions

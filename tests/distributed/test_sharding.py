@@ -38,6 +38,7 @@ REFERENCES = [
     {"name": "bounded", "bound": 0.05},
     {"name": "kl_lora", "divergence": "kl", "lora": True},
     *({"name": scenario, "scenario": scenario} for scenario in SCENARIOS),
+    {"name": "old_policy", "scenario": "text_only_rank", "accumulation": 2, "iterations": 2},
     {"name": "text_only_lora", "scenario": "text_only_rank", "lora": True},
 ]
 
@@ -52,6 +53,8 @@ def runs_of(backend: str, full_matrix: bool) -> list[dict]:
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
         runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS]
         runs += [{"name": "kl", "divergence": "kl"}, {"name": "bounded", "bound": 0.05}]
+        # Micro-batches of two rows, half a prompt; one process scores the old policy in packed rows, the other in plain ones.
+        runs += [{**REFERENCES[-2], "name": "old_policy-by_two", "accumulation": 4}]
         runs += [{"name": "kl_lora-reentrant", "divergence": "kl", "lora": True, "checkpointing": "reentrant"}]
         runs += [{**REFERENCES[-1], "name": "text_only_lora-non_reentrant", "checkpointing": "non_reentrant"}]
     else:
@@ -153,13 +156,17 @@ def test_two_processes_train_as_one(launches, launch, name):
 
     assert len(result.logs) == 2
     compared = {"loss", "grad_norm", "entropy", "reward", "reward_std"}
-    if reference_name != "accumulation":  # else the metrics are means over micro-batches, which are cut otherwise
+    if reference_name not in (
+        "accumulation",
+        "old_policy",
+    ):  # else the metrics are means over micro-batches, which are cut otherwise
         compared |= {key for key in reference.logs[0][0] if key.startswith("cpl/")}
     else:
         compared -= {"entropy"}
     for logs in result.logs:
         # A process without an image scores plain rows, see SharedPrefixGRPOTrainer.
-        assert_same_metrics(logs, reference.logs[0], compared, may_be_plain=reference_name.startswith("text_only"))
+        run_is_text_only = reference_name.startswith("text_only") or reference_name == "old_policy"
+        assert_same_metrics(logs, reference.logs[0], compared, may_be_plain=run_is_text_only)
     tolerance = ADAM_WEIGHT if reference_name == "adamw" else WEIGHT
     assert result.weights.keys() == reference.weights.keys()
     for key, value in reference.weights.items():

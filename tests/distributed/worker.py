@@ -60,6 +60,7 @@ class Run:
     lora: bool = False
     checkpointing: str | None = None  # "reentrant" or "non_reentrant"
     accumulation: int = 1
+    iterations: int = 1  # more: the old policy is scored too
     zero3_init: bool = False
     offload: bool = False
     save: bool = False  # a checkpoint each step
@@ -147,6 +148,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         per_device_train_batch_size=GROUP * PROMPTS // processes // run.accumulation,
         gradient_accumulation_steps=run.accumulation,
         num_generations=GROUP,
+        num_iterations=run.iterations,
         mask_truncated_completions=run.scenario == "masked_rank",
         shuffle_dataset=False,
         learning_rate=0.01 if run.optim == "sgd" else 1e-3,
