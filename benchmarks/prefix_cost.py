@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of cost.py with a shared prefix: CPPO's update of packed prompts over GRPOTrainer's of plain rows.
 
+Both losses are computed through CPPOTrainer, whose `compute_loss` without views and prompt keys is GRPOTrainer's own.
+
 The model is small and has the proportions of Qwen2.5-VL-3B: what a token, a pair of tokens in attention, an image patch and a scored
 token cost beside each other. Image processing is left out; cost.py's other rows have it.
 """

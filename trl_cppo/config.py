@@ -66,9 +66,10 @@ class CPPOConfig(GRPOConfig):
 
         share_prefix (`bool` or `str`, *optional*, defaults to `"auto"`):
             Whether the rollouts of a prompt in a micro-batch are scored behind one copy of the prompt and its images: the
-            same loss and gradients, rounded otherwise, for fewer tokens. `"auto"`: wherever the model allows it, unless
-            `cpl_coef=0`; `True`: an error where it cannot be; `False`: a row for each rollout, as GRPOTrainer. Unless
-            `False`, TRL's shuffle of a generation batch keeps the rollouts of a prompt together.
+            same loss and gradients of the micro-batch, rounded otherwise, for fewer tokens. `"auto"`: wherever the model and
+            the settings allow it and enough tokens are saved, unless `cpl_coef=0`; `True`: an error where it cannot be;
+            `False`: a row for each rollout, as GRPOTrainer. Unless `False`, TRL's shuffle of a generation batch keeps the
+            rollouts of a prompt together.
 
         > Parameters that control generation
 

@@ -23,7 +23,7 @@ class Packing:
     """Where each token of some rows goes. Index tensors are int64."""
 
     prompts: list[list[int]]  # the rows of each packed prompt
-    lengths: list[list[int]]  # tokens of each packed prompt: of its prefix, then of its segments
+    lengths: list[list[int]]  # of each packed prompt, in tokens: its prefix, then each segment
     source_rows: torch.Tensor  # (1, L): the row that a packed token is copied from
     source_columns: torch.Tensor  # (1, L): its place in that row
     labelled: torch.Tensor  # (1, L), bool: the completion tokens
