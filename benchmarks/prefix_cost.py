@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from meta_mode import head_of_a_gpu
-from shapes import Depth, Row, ShapeBench, build_model, load_config, with_depth
+from shapes import Depth, Row, ShapeBench, build_model, load_config, shrink
 from transformers import Qwen2_5_VLConfig
 
 from trl_cppo.markdown import table
@@ -36,21 +36,17 @@ class Point:
 
 
 POINTS = [Point(88, 2048, 200, 8, share) for share in (0.0, 0.25, 0.5, 1.0)]
-POINTS += [Point(176, 4096, 100, 8, 0.5), Point(176, 4096, 100, 16, 0.5)]
+POINTS += [Point(176, 4096, 100, 8, 0.5)]
 SMOKE = [Point(8, 96, 8, 8, 0.5)]
 
 
 def small_model() -> Qwen2_5_VLConfig:
     """3B's proportions at a head of 64 dimensions, two layers and two blocks."""
-    config = with_depth(load_config("qwen2_5_vl_3b"), Depth(text=2, windowed=1, full=1)).to_dict()
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
-    config["text_config"].update(
-        hidden_size=128, intermediate_size=12288, num_attention_heads=2, num_key_value_heads=1, rope_parameters=rope,
-        vocab_size=8192, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    config["vision_config"].update(hidden_size=64, intermediate_size=5632, num_heads=2, out_hidden_size=128)
-    ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
-    return Qwen2_5_VLConfig.from_dict({**config, **ids})
+    text = dict(
+        hidden_size=128, intermediate_size=12288, num_attention_heads=2, num_key_value_heads=1, vocab_size=8192
+    )
+    vision = dict(hidden_size=64, intermediate_size=5632, num_heads=2)
+    return shrink(load_config("qwen2_5_vl_3b"), Depth(text=2, windowed=1, full=1), text, vision)
 
 
 def measure_prefix(point: Point, repeats: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from command import PICTURES, BenchmarkParser, read_json, run_and_print, write_j
 from cost_pictures import draw_prefix, draw_scale
 from counting import versions
 from scale_tables import POINT, tables
-from shapes import Depth, Row, ShapeBench, count_parameters, load_config, with_depth
+from shapes import Depth, Row, ShapeBench, count_parameters, load_config, shrink
 from transformers import Qwen2_5_VLConfig
 
 MODELS = ("qwen2_5_vl_3b", "qwen2_5_vl_7b")
@@ -83,15 +83,9 @@ def name_point(key: Key) -> dict[str, Any]:
 
 def small_config() -> Qwen2_5_VLConfig:
     """The 3B model made narrow and shallow, so that real tensors are cheap."""
-    config = with_depth(load_config("qwen2_5_vl_3b"), Depth(text=4, windowed=3, full=2)).to_dict()
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
-    config["text_config"].update(
-        hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, rope_parameters=rope,
-        vocab_size=512, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    config["vision_config"].update(hidden_size=64, intermediate_size=128, num_heads=4, out_hidden_size=128)
-    ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
-    return Qwen2_5_VLConfig.from_dict({**config, **ids})
+    text = dict(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
+    vision = dict(hidden_size=64, intermediate_size=128, num_heads=4)
+    return shrink(load_config("qwen2_5_vl_3b"), Depth(text=4, windowed=3, full=2), text, vision)
 
 
 def check() -> dict[str, float]:

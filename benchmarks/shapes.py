@@ -60,6 +60,17 @@ def with_depth(config: Qwen2_5_VLConfig, depth: Depth) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig.from_dict(changed)
 
 
+def shrink(config: Qwen2_5_VLConfig, depth: Depth, text: dict[str, int], vision: dict[str, int]) -> Qwen2_5_VLConfig:
+    """A narrower model with other settings of its text and vision models, and special tokens within a small vocabulary."""
+    changed = with_depth(config, depth).to_dict()
+    quarter = text["hidden_size"] // text["num_attention_heads"] // 8  # of half a head, which the sections fill
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [quarter, 3 * quarter // 2, 3 * quarter // 2]}
+    changed["text_config"].update(**text, rope_parameters=rope, bos_token_id=1, eos_token_id=2)
+    changed["vision_config"].update(**vision, out_hidden_size=text["hidden_size"])
+    ids = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+    return Qwen2_5_VLConfig.from_dict({**changed, **ids})
+
+
 def depth_of(config: Qwen2_5_VLConfig) -> Depth:
     full = len(config.vision_config.fullatt_block_indexes)
     return Depth(config.text_config.num_hidden_layers, config.vision_config.depth - full, full)
