@@ -138,7 +138,6 @@ def make_batch(config: Qwen2_5_VLConfig, rows: list[Row], gated: int, process: _
     pairs = [ViewPair(row_images, row_images) for row_images in images]  # the grids of an image are its views'
     batch["cpl_views"] = [pair if place < gated else None for place, pair in enumerate(pairs)]
     batch["num_gated_rows"] = torch.tensor(gated)
-    batch["prompt_keys"] = torch.zeros(len(rows), dtype=torch.long)
     return batch
 
 
@@ -185,15 +184,22 @@ class ShapeBench:
         return ShapeCounts(**asdict(counts), peaks=mode.peaks)
 
     def loss_of(
-        self, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], gated: int, arm: str
+        self,
+        model: Qwen2_5_VLForConditionalGeneration,
+        rows: list[Row],
+        gated: int,
+        arm: str,
+        group: int | None = None,
     ) -> Callable[[], torch.Tensor]:
-        """What computes the loss of a micro-batch, see [`update`], on a model of [`build_model`]."""
+        """
+        What computes the loss of a micro-batch, see [`update`], on a model of [`build_model`]. Each `group` of rows is of one
+        prompt, or all.
+        """
         process = _Grids(self.device, _pixel_values(model.config))
         batch = make_batch(model.config, rows, gated, process)
         if arm.startswith("cppo_shared"):
+            batch["prompt_keys"] = torch.arange(len(rows)) // (group or len(rows))
             self.trainer._packed_forwards.attach(model)
-        else:
-            del batch["prompt_keys"]
         plain = {key: value for key, value in batch.items() if key not in ("cpl_views", "num_gated_rows")}
 
         def loss() -> torch.Tensor:

@@ -71,8 +71,14 @@ def check_learning(report):
     assert all(value > 0 for run in runs.values() for value in run["history"]["rewards/sum_reward/mean"])
 
 
+def check_prefix_overhead(report):
+    [row] = report["rows"]
+    assert row["tokens_saved_a_prompt"] == 2 * (5 + 6) - (4 + 2 * 7) and row["seconds_ratio"] > 0
+
+
 CHECKS = {
     "cost": check_cost,
+    "prefix_overhead": check_prefix_overhead,
     "scale": check_scale,
     "detector": check_detector,
     "gradients": check_gradients,

@@ -1,0 +1,91 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/packed_trainer.py was chosen from.
+
+    OMP_NUM_THREADS=1 python benchmarks/prefix_overhead.py          # a table, and benchmarks/results/prefix_overhead.json
+    OMP_NUM_THREADS=1 python benchmarks/prefix_overhead.py --tables # the table from that file
+
+CPPO's update (loss and backward) of a Qwen2.5-VL of one million parameters, packed and in plain rows in turns, half of the prompts
+gated. Each packed prompt costs two more calls of attention a layer, so that small prompts of a small model are the worst case.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from command import BenchmarkParser, run_and_print, write_json
+from counting import versions
+from meta_mode import head_of_a_gpu
+from scale import small_config
+from shapes import Row, ShapeBench, build_model
+
+from trl_cppo.markdown import table
+
+PROMPTS = {5: (1, 16), 12: (8, 16), 24: (20, 16), 48: (44, 16), 72: (56, 64)}  # tokens: those of text, patches
+SIZES = [
+    (32, 2, 6),
+    (32, 2, 32),
+    (16, 4, 6),
+    (16, 4, 32),
+]  # prompts of a micro-batch, rollouts of each, completion tokens
+
+
+def measure(prompt: int, num_prompts: int, group: int, completion: int, repeats: int) -> dict[str, Any]:
+    """Seconds of the packed update over those of the plain one, and what packing saves."""
+    bench, config = ShapeBench("cpu", torch.float32), small_config()
+    model = build_model(config, "cpu", torch.float32)
+    rows, gated = [Row(*PROMPTS[prompt], completion)] * (num_prompts * group), num_prompts // 2 * group
+    losses = {arm: bench.loss_of(model, rows, gated, arm, group) for arm in ("cppo", "cppo_shared")}
+    ratios = []
+    with head_of_a_gpu():
+        for place in range(repeats + 1):  # the first warms up
+            order = list(losses)[:: 1 if place % 2 else -1]
+            times = {arm: _seconds(lambda arm=arm: losses[arm]().backward()) for arm in order}
+            ratios.append(times["cppo_shared"] / times["cppo"])
+    saved = group * (prompt + completion) - (
+        prompt - 1 + group * (1 + completion)
+    )  # of a prompt as of each of its views
+    head = {"prompt": prompt, "prompts": num_prompts, "group": group, "completion": completion}
+    return head | {"tokens_saved_a_prompt": saved, "seconds_ratio": round(statistics.median(ratios[1:] or ratios), 3)}
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    prompts, sizes = ([5], SIZES[:1]) if options.smoke else (PROMPTS, SIZES)
+    rows = [measure(prompt, *size, options.repeats) for prompt in prompts for size in sizes]
+    rows.sort(key=lambda row: row["tokens_saved_a_prompt"])
+    report = {"settings": {"repeats": options.repeats}, "versions": versions(), "rows": rows}
+    if options.output:
+        write_json(options.output, report)
+    return report
+
+
+def tables(report: dict[str, Any]) -> str:
+    """Markdown."""
+    head = ["tokens saved a prompt", "prompt", "completion", "rollouts", "packed / plain, CPU time"]
+    names = ("tokens_saved_a_prompt", "prompt", "completion", "group", "seconds_ratio")
+    return table(([str(row[name]) for name in names] for row in report["rows"]), head)
+
+
+def main() -> None:
+    parser = BenchmarkParser("prefix_overhead", __doc__, smoke="one size, one repeat")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of a table")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each arm")
+    options = parser.parse_args()
+    if options.smoke:
+        options.repeats = 1
+    if not parser.show(options, tables, lambda report: None):
+        run_and_print(options, run, tables)
+
+
+if __name__ == "__main__":
+    main()
