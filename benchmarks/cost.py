@@ -18,7 +18,6 @@ An interrupted run goes on where it stopped, a finished one is measured anew.
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,7 @@ from PIL import Image as PILImage
 from prefix_cost import POINTS, SMOKE, measure_prefix, prefix_table
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from trl import GRPOConfig, GRPOTrainer
+from turns import seconds, take_turns
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.markdown import table
@@ -132,12 +132,6 @@ class Bench:
         self.loss(arm, batch).backward()
 
 
-def seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def view_seconds(bench: Bench) -> dict[str, float]:
     """Seconds that the views of one CPPO step take: both are made once for the gated rollouts of a prompt."""
     gated = {place // GROUP: pair for place, pair in enumerate(bench.batch["cpl_views"]) if pair is not None}
@@ -147,15 +141,6 @@ def view_seconds(bench: Bench) -> dict[str, float]:
         "transforms": seconds(lambda: [bench.cppo._view_maker(images, prompt) for prompt, images in prompts.items()]),
         "image_processing": seconds(lambda: bench.cppo._process_views(images)) if images else 0.0,
     }
-
-
-def take_turns(run: Callable[[str], None], arms: list[str], repeats: int) -> list[dict[str, float]]:
-    """Seconds of each arm, again and again; another arm begins each time, for the first may find a cold cache."""
-    rounds = []
-    for place in range(repeats):
-        start = place % len(arms)
-        rounds.append({arm: seconds(lambda arm=arm: run(arm)) for arm in arms[start:] + arms[:start]})
-    return rounds
 
 
 def measure(options: argparse.Namespace, share: float) -> dict[str, Any]:

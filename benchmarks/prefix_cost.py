@@ -9,8 +9,6 @@ token cost beside each other. Image processing is left out; cost.py's other rows
 """
 
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +16,11 @@ import torch
 from meta_mode import head_of_a_gpu
 from shapes import Depth, Row, ShapeBench, build_model, load_config, shrink
 from transformers import Qwen2_5_VLConfig
+from turns import take_turns
 
 from trl_cppo.markdown import table
 
-ARMS = ("grpo", "cppo_shared")
+ARMS = ["grpo", "cppo_shared"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,10 @@ def measure_prefix(point: Point, repeats: int) -> dict[str, Any]:
     counts = {arm: bench.update(config, rows, gated, arm) for arm in ARMS}
     model = build_model(config, "cpu", torch.float32)
     losses = {arm: bench.loss_of(model, rows, gated, arm) for arm in ARMS}
-    rounds = []
     with head_of_a_gpu():
-        for place in range(repeats + 1):  # the first warms up
-            order = ARMS if place % 2 else ARMS[::-1]
-            rounds.append({arm: _seconds(lambda arm=arm: losses[arm]().backward()) for arm in order})
+        _, *rounds = take_turns(lambda arm: losses[arm]().backward(), ARMS, repeats + 1)  # the first warms up
     grpo, shared = (counts[arm] for arm in ARMS)
-    times = [pair["cppo_shared"] / pair["grpo"] for pair in rounds[1:] or rounds]
+    times = [pair["cppo_shared"] / pair["grpo"] for pair in rounds]
     return {
         "share_prefix": True,
         "prompt": point.text + point.patches // 4,
@@ -74,14 +70,8 @@ def measure_prefix(point: Point, repeats: int) -> dict[str, Any]:
         "forwards": shared.forwards,
         "update_seconds_ratio": round(statistics.median(times), 4),
         "grpo_flops": grpo.flops,
-        "grpo_update_seconds": round(statistics.median(pair["grpo"] for pair in rounds[1:] or rounds), 4),
+        "grpo_update_seconds": round(statistics.median(pair["grpo"] for pair in rounds), 4),
     }
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def prefix_table(rows: list[dict[str, Any]]) -> str:

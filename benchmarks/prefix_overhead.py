@@ -13,7 +13,6 @@ gated. Each packed prompt costs two more calls of attention a layer, so that sma
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,16 +21,13 @@ from counting import versions
 from meta_mode import head_of_a_gpu
 from scale import small_config
 from shapes import Row, ShapeBench, build_model
+from turns import take_turns
 
 from trl_cppo.markdown import table
 
 PROMPTS = {5: (1, 16), 12: (8, 16), 24: (20, 16), 48: (44, 16), 72: (56, 64)}  # tokens: those of text, patches
-SIZES = [
-    (32, 2, 6),
-    (32, 2, 32),
-    (16, 4, 6),
-    (16, 4, 32),
-]  # prompts of a micro-batch, rollouts of each, completion tokens
+# Prompts of a micro-batch, rollouts of each, completion tokens.
+SIZES = [(32, 2, 6), (32, 2, 32), (16, 4, 6), (16, 4, 32)]
 
 
 def measure(prompt: int, num_prompts: int, group: int, completion: int, repeats: int) -> dict[str, Any]:
@@ -40,23 +36,15 @@ def measure(prompt: int, num_prompts: int, group: int, completion: int, repeats:
     model = build_model(config, "cpu", torch.float32)
     rows, gated = [Row(*PROMPTS[prompt], completion)] * (num_prompts * group), num_prompts // 2 * group
     losses = {arm: bench.loss_of(model, rows, gated, arm, group) for arm in ("cppo", "cppo_shared")}
-    ratios = []
     with head_of_a_gpu():
-        for place in range(repeats + 1):  # the first warms up
-            order = list(losses)[:: 1 if place % 2 else -1]
-            times = {arm: _seconds(lambda arm=arm: losses[arm]().backward()) for arm in order}
-            ratios.append(times["cppo_shared"] / times["cppo"])
-    saved = group * (prompt + completion) - (
-        prompt - 1 + group * (1 + completion)
-    )  # of a prompt as of each of its views
+        _, *rounds = take_turns(  # the first warms up
+            lambda arm: losses[arm]().backward(), list(losses), repeats + 1, time.process_time
+        )
+    ratio = statistics.median(times["cppo_shared"] / times["cppo"] for times in rounds)
+    packed = prompt - 1 + group * (1 + completion)  # tokens of a prompt, as of each of its views
+    saved = group * (prompt + completion) - packed
     head = {"prompt": prompt, "prompts": num_prompts, "group": group, "completion": completion}
-    return head | {"tokens_saved_a_prompt": saved, "seconds_ratio": round(statistics.median(ratios[1:] or ratios), 3)}
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
+    return head | {"tokens_saved_a_prompt": saved, "seconds_ratio": round(ratio, 3)}
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -53,11 +53,17 @@ def scored_positions(attention_mask: torch.Tensor, num_kept: int, num_scored: in
     """
     scored = attention_mask.bool()[:, 1:].clone()
     scored[:, : scored.size(1) - num_kept] = False
-    if num_scored == scored.numel():
-        places = torch.arange(num_scored, device=scored.device).view_as(scored)
-    else:
-        places = (scored.flatten().cumsum(0) - 1).clamp(min=0).view_as(scored)
-    return places[:, -num_kept:]
+    return head_positions(scored, num_scored)[:, -num_kept:]
+
+
+def head_positions(labelled: torch.Tensor, num_scored: int) -> torch.Tensor:
+    """
+    Where each token stands among the `num_scored` positions of the fused head, of the shape of `labelled`, int64: all tokens
+    are, or, on Triton devices, the labelled ones. Without meaning for the others.
+    """
+    if num_scored == labelled.numel():
+        return torch.arange(num_scored, device=labelled.device).view_as(labelled)
+    return (labelled.flatten().cumsum(0) - 1).clamp(min=0).view_as(labelled)
 
 
 def kl_to_views(

@@ -7,7 +7,7 @@ Shapes: `B` rows of a micro-batch, `S` tokens of prompt and completion, `T` comp
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,7 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.packing: Packing | None = None
-        self._prompt_keys: list[int] | None = None  # of the rows that are being scored: which are of one prompt
+        self._prompt_keys: list[Hashable] | None = None  # of the rows that are being scored: which are of one prompt
         self._token_ratio = 1.0  # of the last scoring
         obstacle = self._packing_obstacle()
         if self.args.share_prefix is True and obstacle is not None:
@@ -77,12 +77,16 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._shares_prefix:
             return super()._generate_and_score_completions(inputs)
-        first_row = self.accelerator.process_index * len(inputs)
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        keys = [(first_row + row) // group_size for row in range(len(inputs))]
+        keys = self._prompts_of_rows(len(inputs))
         with self._scoring_rows_of(keys):  # by the old policy and the reference
             batch = super()._generate_and_score_completions(inputs)
         return {**batch, "prompt_keys": torch.tensor(keys, device=batch["advantages"].device)}
+
+    def _prompts_of_rows(self, num_rows: int) -> list[int]:
+        """Of this process's rows of a generation batch: each one's prompt, by its place in the global batch."""
+        first_row = self.accelerator.process_index * num_rows
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        return [(first_row + row) // group_size for row in range(num_rows)]
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self._shares_prefix:
@@ -99,7 +103,7 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         return loss
 
     @contextmanager
-    def _scoring_rows_of(self, keys: list[int] | None) -> Iterator[None]:
+    def _scoring_rows_of(self, keys: list[Hashable] | None) -> Iterator[None]:
         self._prompt_keys = keys
         try:
             yield

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from .view_batch import BY_ROW, COUNTS, PIXELS, entries_of_rows
+from .fused_head import head_positions
+from .view_batch import BY_ROW, COUNTS, PIXELS, entries_of_rows, given_arguments
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ class Packing:
         Where each completion token stands among the `num_scored` positions of the fused head, shape `(B', T)`, int64: all
         L − 1 positions, or, on Triton devices, the labelled ones. Without meaning where nothing is scored.
         """
-        labelled = self.labelled[0, 1:]
-        if num_scored == labelled.numel():
-            return self.places
-        return (labelled.cumsum(0) - 1).clamp(min=0)[self.places]
+        return head_positions(self.labelled[0, 1:], num_scored)[self.places]
 
 
 def plan_packing(attention_mask: torch.Tensor, num_scored: int, prompts: list[list[int]]) -> Packing:
@@ -91,10 +89,12 @@ def same_prompts(scoring: dict[str, Any], keys: list[Hashable], pixels_by_row: b
     first_of: dict[Hashable, int] = {}
     firsts = [first_of.setdefault(key, row) for row, key in enumerate(keys)]
     start = scoring["input_ids"].size(1) - scoring["logits_to_keep"]
-    parts = [list(scoring[name][:, :start]) for name in sorted((BY_ROW | {"attention_mask"}) & _used(scoring))]
-    for name in sorted(PIXELS & _used(scoring)):
+    parts = [
+        list(scoring[name][:, :start]) for name in sorted((BY_ROW | {"attention_mask"}) & given_arguments(scoring))
+    ]
+    for name in sorted(PIXELS & given_arguments(scoring)):
         parts.append(list(torch.split(scoring[name], entries_of_rows(name, scoring, pixels_by_row))))
-    counts = [scoring[name] for name in sorted(COUNTS & _used(scoring))]
+    counts = [scoring[name] for name in sorted(COUNTS & given_arguments(scoring))]
     same = []
     for row, first in enumerate(firsts):
         alike = all(count[row] == count[first] for count in counts)
@@ -110,23 +110,19 @@ def same_prompts(scoring: dict[str, Any], keys: list[Hashable], pixels_by_row: b
 def pack_scoring(scoring: dict[str, Any], packing: Packing, pixels_by_row: bool) -> dict[str, Any]:
     """The scoring arguments with one packed row in place of the rows, and the pixels of each prompt once."""
     packed = dict(scoring, batch_size=None)
-    for name in BY_ROW & _used(scoring):
+    for name in BY_ROW & given_arguments(scoring):
         packed[name] = scoring[name][packing.source_rows, packing.source_columns]
     packed["attention_mask"] = torch.ones_like(packed["input_ids"])  # PackedForwards puts the prompts' lengths there
     packed["logits_to_keep"] = packed["input_ids"].size(1) - 1
     firsts = [members[0] for members in packing.prompts]
-    for name in PIXELS & _used(scoring):
+    for name in PIXELS & given_arguments(scoring):
         parts = torch.split(scoring[name], entries_of_rows(name, scoring, pixels_by_row))
         packed[name] = torch.cat([parts[row] for row in firsts])
         if pixels_by_row:  # (prompts, images, …): the images of all prompts become those of one row
             packed[name] = packed[name].flatten(0, 1)[None]
-    for name in COUNTS & _used(scoring):
+    for name in COUNTS & given_arguments(scoring):
         packed[name] = [sum(scoring[name][row] for row in firsts)]
     return packed
-
-
-def _used(scoring: dict[str, Any]) -> set[str]:
-    return {name for name, value in scoring.items() if value is not None}
 
 
 def packed_positions(

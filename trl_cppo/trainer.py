@@ -243,8 +243,7 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
         if self.args.gate_by_advantage:
             gated = gated & (batch["advantages"] > 0)
         num_images = batch.get("num_images") or [0] * len(inputs)
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        first_row = self.accelerator.process_index * len(inputs)
+        prompts = self._prompts_of_rows(len(inputs))
         views, by_prompt = [], {}
         for row, (example, row_gated) in enumerate(zip(inputs, gated.tolist(), strict=True)):
             column, images, shared = self._images_of_row(row, example)
@@ -256,7 +255,7 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
             if not row_gated or num_images[row] == 0:
                 views.append(None)
                 continue
-            prompt = (first_row + row) // group_size
+            prompt = prompts[row]
             if prompt not in by_prompt or not shared:
                 try:
                     by_prompt[prompt] = self._view_maker(images, *key, prompt)

@@ -6,6 +6,7 @@
 information-removing rows.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,11 @@ def split_scores(logps: torch.Tensor, entropies: torch.Tensor, rows: list[int]) 
     return ViewScores((anchor[index], preserved, removed), anchor_entropies[index], removed_entropies)
 
 
+def given_arguments(scoring: dict[str, Any]) -> set[str]:
+    """The names of the scoring arguments that are not `None`."""
+    return {name for name, value in scoring.items() if value is not None}
+
+
 def append_view_rows(
     scoring: dict[str, Any], rows: list[int], pairs: list[ViewPair], process: ViewProcessor
 ) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def append_view_rows(
             views lack.
         `ValueError`: if the views of a row do not fill the same image tokens as its images.
     """
-    used = {name for name, value in scoring.items() if value is not None}
+    used = given_arguments(scoring)
     unknown = used - BY_ROW - PIXELS - COUNTS - _PASSED_ON
     if unknown:
         raise NotImplementedError(
@@ -140,8 +146,8 @@ def entries_of_rows(name: str, scoring: dict[str, Any], pixels_by_row: bool) -> 
     if pixels_by_row:
         return [1] * len(num_images)
     if name == "pixel_values" and scoring.get("image_grid_thw") is not None:
-        patches = scoring["image_grid_thw"].prod(dim=-1)
-        return [int(row_patches.sum()) for row_patches in torch.split(patches, num_images)]
+        patches = iter(scoring["image_grid_thw"].prod(dim=-1).tolist())
+        return [sum(itertools.islice(patches, count)) for count in num_images]
     return num_images if scoring.get("num_tiles") is None else scoring["num_tiles"]
 
 
