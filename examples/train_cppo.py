@@ -143,6 +143,21 @@ def model_init_kwargs(training_args: CPPOConfig, model_args: ModelConfig) -> dic
     }
 
 
+def make_trainer(job: Job, training_args: CPPOConfig, model_args: ModelConfig) -> CPPOTrainer:
+    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+    training_args.reward_weights = training_args.reward_weights or job.reward_weights
+    return CPPOTrainer(
+        model=job.model,
+        reward_funcs=job.reward_funcs,
+        args=training_args,
+        train_dataset=job.train_dataset,
+        eval_dataset=job.eval_dataset,
+        callbacks=job.callbacks,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+
+
 def write_metrics(trainer: CPPOTrainer) -> None:
     """`metrics.json` into the output folder. No clock is in it: equal runs give equal files."""
     args = trainer.args
@@ -174,21 +189,9 @@ def main() -> None:
             job = digits_job(script_args, training_args)
         else:
             job = job_from_arguments(script_args, training_args, model_args)
-    except (ValueError, OSError, ImportError, AttributeError) as error:
+        trainer = make_trainer(job, training_args, model_args)
+    except (ValueError, OSError, ImportError, AttributeError, NotImplementedError) as error:
         stop("train_cppo.py", error)
-    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-    training_args.reward_weights = training_args.reward_weights or job.reward_weights
-
-    trainer = CPPOTrainer(
-        model=job.model,
-        reward_funcs=job.reward_funcs,
-        args=training_args,
-        train_dataset=job.train_dataset,
-        eval_dataset=job.eval_dataset,
-        callbacks=job.callbacks,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
     trainer.card_example = job.card_example
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name

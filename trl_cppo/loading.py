@@ -6,7 +6,10 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,8 +32,19 @@ KNOWN_REWARDS = {**MATH_REWARDS, "think_boxed_format_reward": think_boxed_format
 
 
 def stop(program: str, error: Exception) -> NoReturn:
-    """End a command with its error on one line, whichever library it comes from."""
-    sys.exit(f"{program}: error: {' '.join(str(error).split())}")
+    """
+    End a command with its error on one line, whichever library it comes from.
+
+    Launchers print a page of their own behind it. That of torchrun, which `accelerate launch` uses for several processes,
+    ends with what it finds in an error file: the line again.
+    """
+    line = f"{program}: error: {' '.join(str(error).split())}"
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        Path(error_file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    elif os.environ.get("ACCELERATE_MIXED_PRECISION"):  # which `accelerate launch` sets
+        line += "\n(A traceback behind this line is accelerate's own and says no more: `accelerate launch --quiet` leaves it out.)"
+    sys.exit(line)
 
 
 def check_folder(flag: str, path: str | None) -> None:

@@ -59,9 +59,8 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         self._pixels_by_row = has_pixels_by_row(self.model)
         self._placeholder_ids = placeholder_ids(self.model)
         self._packed_forwards = PackedForwards()
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                self._packed_forwards.attach(model)
+        for model in self._scored_models():
+            self._packed_forwards.attach(model)
 
     def _packing_obstacle(self) -> str | None:
         if self.args.share_prefix == "auto" and self.args.cpl_coef == 0:
@@ -70,8 +69,7 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
             return "tools and environments may put images into completions"
         if self.args.per_device_train_batch_size == 1:
             return "micro-batches of one row; per_device_train_batch_size should be a multiple of num_generations"
-        models = [model for model in (self.model, self.ref_model) if model is not None]
-        obstacles = [packing_obstacle(model, self.aux_loss_enabled) for model in models]
+        obstacles = [packing_obstacle(model, self.aux_loss_enabled) for model in self._scored_models()]
         return next((obstacle for obstacle in obstacles if obstacle is not None), None)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -28,9 +28,13 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self._rollout_images: list[list[Any] | None] | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                imageless.attach(model)
+        for model in self._scored_models():
+            imageless.attach(model)
+
+    def _scored_models(self) -> list[PreTrainedModel]:
+        """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        return [self.accelerator.unwrap_model(model) for model in models]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.

@@ -1,0 +1,147 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""
+What stands in for GPUs and the Hub when a documented command is rehearsed; everything else stays as it is written.
+
+- Hub ids lead into a cache folder in which tiny models (with the real classes of their families) and small data sets in
+  the true layouts of the real ones lie under the true names; the Hub's own client finds them there.
+- CPU processes stand in for GPUs: two for any number above one.
+- Runs are short: `FLAGS` are added behind what is documented. vLLM's part is played by transformers.
+"""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from layouts import layout_names, write_layout
+
+from trl_cppo import digits
+from trl_cppo.data import PROMPT_SUFFIX
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
+ROWS = 136  # of a data set: a generation batch of the ViRL39K recipes on two processes holds 128 prompts
+STEPS = 2
+FLAGS = {
+    "examples/train_cppo.py": {
+        "--use_cpu": [], "--max_steps": [str(STEPS)], "--max_completion_length": ["12"], "--save_steps": ["1"],
+        "--logging_steps": ["1"], "--report_to": ["none"], "--eval_canvases": ["8"],
+    },
+    "examples/evaluate.py": {"--max_completion_length": ["12"], "--num_rows": ["4"]},
+    "trl_cppo.report": {"--max_completion_length": ["12"], "--num_rows": ["2"]},
+}  # fmt: skip
+COMMIT = "0" * 40
+
+
+def fake_hub(folder: Path) -> Path:
+    """A cache of the Hub's client that holds the models and data sets that the documentation names."""
+    model = model_that_answers()
+    for name in MODELS:
+        snapshot = _snapshot(folder, "models", name)
+        model.save_pretrained(snapshot)
+        digits.build_processor().save_pretrained(snapshot)
+    for name in layout_names():
+        write_layout(name, _snapshot(folder, "datasets", name), rows=ROWS)
+    return folder
+
+
+def _snapshot(cache: Path, kind: str, name: str) -> Path:
+    repository = cache / "hub" / f"{kind}--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+def model_that_answers() -> torch.nn.Module:
+    r"""
+    A tiny Qwen2.5-VL that has learned to answer `<think>7.</think>\boxed{7}` with any digit to anything, so that the
+    recipes' own rewards differ between rollouts. About ten seconds.
+    """
+    model, processor = digits.build_model(), digits.build_processor()
+    tokenizer, draw = processor.tokenizer, random.Random(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    torch.manual_seed(0)
+    for _ in range(80):
+        prompts = [_question(draw) for _ in range(8)]
+        answers = [f"<think>{draw.randrange(10)}.</think>\\boxed{{{draw.randrange(10)}}}" for _ in prompts]
+        texts = [prompt + answer + tokenizer.eos_token for prompt, answer in zip(prompts, answers, strict=True)]
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        labels = batch["input_ids"].clone()
+        labels[:, :-8] = -100  # padding is on the left, and an answer has eight tokens
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def _question(draw: random.Random) -> str:
+    words = "".join(draw.choices("abcdefgh ?", k=draw.randint(5, 60)))
+    return f"<|im_start|><|vision_start|><|vision_end|>{words} {PROMPT_SUFFIX}<|im_end|>"
+
+
+def working_folder(folder: Path) -> Path:
+    """A folder that looks like a checkout: what commands read is linked, what they write stays there."""
+    folder.mkdir()
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+def environment(hub: Path) -> dict[str, str]:
+    return {
+        **os.environ, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent / "site")]),
+    }  # fmt: skip
+
+
+def rehearsed(words: list[str], port: int) -> list[str]:
+    """
+    A documented command with its stand-ins.
+
+    Args:
+        words (`list[str]`): of the command.
+        port (`int`): a free one, for processes of two nodes to meet at.
+    """
+    program, *rest = words
+    launcher = {
+        "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
+        "torchrun": ["-m", "torch.distributed.run"],
+    }
+    if program == "accelerate":
+        rest = _on_cpus(rest, port)
+    script = next(name for name in FLAGS if name in rest)
+    flags = dict(FLAGS[script])
+    if script == "examples/train_cppo.py" and "--config" in rest:
+        recipe = yaml.safe_load((ROOT / rest[rest.index("--config") + 1]).read_text())
+        flags |= {"--use_vllm": ["False"]} if recipe.get("use_vllm") else {}
+    added = [word for name, values in flags.items() for word in (name, *values)]
+    return [sys.executable, *launcher.get(program, []), *rest, *added]
+
+
+def _on_cpus(words: list[str], port: int) -> list[str]:
+    """The words behind `accelerate`, with as many CPU processes as [`processes_of`] says."""
+    number = str(processes_of(words))
+    words = ["127.0.0.1" if word == "10.0.0.1" else word for word in words]
+    if "--main_process_port" in words:
+        words[words.index("--main_process_port") + 1] = str(port)
+    elif number != "1":
+        words[1:1] = ["--main_process_port", "0"]  # any free one
+    if "--num_processes" in words:
+        words[words.index("--num_processes") + 1] = number
+    elif number != "1":
+        words[1:1] = ["--num_processes", number]
+    return words
+
+
+def processes_of(words: list[str]) -> int:
+    """How many processes a command starts here: two, on however many nodes, where it is for several GPUs."""
+    numbers = dict(zip(words, words[1:], strict=False))
+    number = numbers.get("--num_processes") or numbers.get("--nproc_per_node")
+    if number is None and "--config_file" in numbers:
+        number = yaml.safe_load((ROOT / numbers["--config_file"]).read_text())["num_processes"]
+    return min(int(number or 1), 2)

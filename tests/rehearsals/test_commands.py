@@ -1,0 +1,118 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every documented command runs as it stands in the documentation, with the stand-ins of stand_ins.py and no others.
+
+They run in the order of the pages, in one folder, as somebody would who follows them: a command may need what those
+before it made, so run the whole file.
+"""
+
+import json
+import math
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from documented import RECIPES, Command, documented_commands, nodes_of, not_rehearsed, to_rehearse
+from outcomes import free_port
+from peft import AutoPeftModelForImageTextToText
+from stand_ins import STEPS, environment, fake_hub, processes_of, rehearsed, working_folder
+from transformers import AutoModelForImageTextToText
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+GROUPS = nodes_of(to_rehearse())
+TRAIN = "examples/train_cppo.py"
+LIMIT = 1500  # seconds for one command, which takes 5 to 60; only a guard against hanging
+
+
+@dataclass
+class Sandbox:
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, commands: list[list[str]]) -> None:
+        """Start the commands at once, and fail with what they printed unless all end well."""
+        logs = [self.folder / f"log-{place}.txt" for place in range(len(commands))]
+        processes = []
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("w") as output:
+                processes.append(
+                    subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=output, stderr=output)
+                )
+        codes = [process.wait(LIMIT) for process in processes]
+        texts = [log.read_text() for log in logs]
+        assert not any(codes), "\n".join(f"{code}: {text[-5000:]}" for code, text in zip(codes, texts, strict=True))
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory, deepspeed_ops):
+    root = tmp_path_factory.mktemp("rehearsals")
+    variables = environment(fake_hub(root / "hub")) | {"TORCH_EXTENSIONS_DIR": str(deepspeed_ops)}
+    return Sandbox(working_folder(root / "checkout"), variables)
+
+
+def option(words: list[str], name: str, default: str | None = None) -> str | None:
+    return words[words.index(name) + 1] if name in words else default
+
+
+@pytest.mark.parametrize("commands", GROUPS, ids=lambda commands: str(commands[0]))
+def test_the_command_runs(sandbox, commands):
+    port = free_port()
+    run = [rehearsed(command.words, port) for command in commands]
+    sandbox.run(run)
+    if TRAIN in run[0]:
+        check_training(sandbox.folder / output_of(commands[0], run[0]), commands, STEPS)
+    elif "examples/prepare_dataset.py" in run[0]:
+        assert list((sandbox.folder / option(run[0], "--output")).rglob("*.parquet"))
+
+
+def output_of(command: Command, words: list[str]) -> str:
+    config = option(words, "--config")
+    lines = [recipe.read_text() for recipe in RECIPES if config and recipe.name == Path(config).name]
+    named = [line.split()[1] for text in lines for line in text.splitlines() if line.startswith("output_dir:")]
+    return option(words, "--output_dir", named[0] if named else "cppo-digits")
+
+
+def check_training(output: Path, commands: list[Command], steps: int) -> None:
+    """It trained with the CPL, sharded over as many processes as asked for, and left a model that loads, and its card."""
+    report = json.loads((output / "metrics.json").read_text())
+    assert report["steps"] == steps and (output / "README.md").is_file()
+    checkpoint = output / f"checkpoint-{steps}"
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    logged = [entry for entry in history if "loss" in entry]
+    assert len(logged) == steps
+    assert all(math.isfinite(float(entry[name])) for entry in logged for name in ("loss", "grad_norm"))
+    assert max(entry["cpl/gated_ratio"] for entry in logged) > 0, "no rollout had views: the rehearsal shows nothing"
+    processes = max(processes_of(command.words) for command in commands)
+    assert len(list(checkpoint.glob("rng_state*.pth"))) == processes
+    text = commands[0].text
+    if "zero" in text:
+        assert len(list(checkpoint.glob("global_step*/*_optim_states.pt"))) == processes
+    adapter = (output / "adapter_config.json").is_file()
+    assert adapter == ("use_peft" in text or "lora" in text)
+    if not adapter:
+        model, info = AutoModelForImageTextToText.from_pretrained(output, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert all(value.numel() and torch.isfinite(value).all() for value in model.parameters())
+
+
+@pytest.mark.parametrize("commands", [g for g in GROUPS if "examples/configs/" in g[0].text], ids=lambda g: str(g[0]))
+def test_a_recipe_goes_on_from_its_checkpoint(sandbox, commands):
+    run = rehearsed(commands[0].words, free_port())
+    sandbox.run([[*run, "--max_steps", str(STEPS + 1), "--resume_from_checkpoint", "true"]])
+    check_training(sandbox.folder / output_of(commands[0], run), commands, STEPS + 1)
+
+
+def test_every_recipe_is_rehearsed_as_its_header_says():
+    launched = "\n".join(command.text for group in GROUPS for command in group)
+    names = [recipe.name for recipe in RECIPES if recipe.stem != "digits"]  # which is what the script takes by itself
+    assert names and all(f"--config examples/configs/{name}" in launched for name in names)
+
+
+def test_what_is_not_rehearsed_is_documented():
+    texts = [command.text for command in documented_commands()]
+    for start in not_rehearsed():
+        assert any(text.startswith(start) for text in texts), f"no page has a command that begins {start!r} any more"
