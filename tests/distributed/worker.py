@@ -13,7 +13,6 @@ they do. FOLDER gets, as each run ends: NAME.json (the logged metrics of every p
 import gc
 import json
 import os
-import random
 import signal
 import sys
 from contextlib import nullcontext
@@ -30,6 +29,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object
 from conftest import hash_reward, make_config, make_rows
 from deepspeed.ops.adam import DeepSpeedCPUAdam
+from fixed_rollouts import FixedCPPOTrainer
 from peft import LoraConfig
 from tiny_models import build
 from torch.distributed.fsdp import FSDPModule
@@ -76,29 +76,18 @@ class Run:
         return sum(IMAGES.get(self.scenario, IMAGES["mixed"]), [])
 
 
-class FixedRolloutTrainer(CPPOTrainer):
-    """Instead of sampling, completes each row of the global batch in a fixed way; keeps what each process logs."""
+class ScenarioTrainer(FixedCPPOTrainer):
+    """Fixed rollouts, which in some scenarios earn nothing, or are masked, on one process."""
 
     scenario = "mixed"
 
-    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        first = self.accelerator.process_index * len(prompt_ids)
-        rows = range(first, first + len(prompt_ids))
-        return [self._completion(self.state.global_step, row) for row in rows], None
-
-    def _completion(self, step: int, row: int) -> list[int]:
+    def completion(self, step: int, row: int) -> list[int]:
         second_half = row >= GROUP * PROMPTS // 2
         if self.scenario == "no_gated_rank" and second_half == (step != 1):
             row = 0  # equal completions, equal rewards, no advantage
-        draw = random.Random(1000 * step + row)
-        words = self._tokenizer.convert_tokens_to_ids([str(number) for number in range(28)])
-        completion = draw.choices(words, k=draw.randint(3, 6))
+        completion = super().completion(step, row)
         truncated = self.scenario == "masked_rank" and second_half == (step != 1)
-        return completion if truncated else [*completion, self._tokenizer.eos_token_id]
-
-    def log(self, logs: dict[str, float], *args) -> None:
-        super().log(logs, *args)
-        self.logged = [*getattr(self, "logged", []), dict(logs)]
+        return completion[:-1] if truncated else completion
 
 
 class Kill(TrainerCallback):
@@ -217,7 +206,7 @@ def train(run: Run, folder: Path) -> None:
     if run.zero3_init:
         model = load_sharded(model, args, folder)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if run.lora else None
-    trainer = FixedRolloutTrainer(
+    trainer = ScenarioTrainer(
         model=model,
         reward_funcs=hash_reward,
         args=args,
