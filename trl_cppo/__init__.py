@@ -4,9 +4,16 @@
 
 from importlib.metadata import version
 
-from .config import CPPOConfig
-from .trainer import CPPOTrainer
+from .trl_contract import FITTING_TRL
 from .views import get_view, register_view
+
+try:
+    from .config import CPPOConfig
+    from .trainer import CPPOTrainer
+except ImportError as error:
+    if error.name is not None and error.name.partition(".")[0] == "trl":  # it has not, or no longer, what we import
+        error.add_note(FITTING_TRL)
+    raise
 
 __all__ = ["CPPOConfig", "CPPOTrainer", "get_view", "register_view"]
 __version__ = version("trl-cppo")

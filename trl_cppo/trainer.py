@@ -113,6 +113,8 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
 
     Raises:
+        `ImportError`: if TRL is not of the tested versions and lacks, or has otherwise, something that is relied on; it
+            names what, and the versions that fit. A TRL that has it all trains, with one warning.
         `TypeError`: if `args` is not a CPPOConfig.
         `ValueError`: for a text-only processing class, an unsupported model family, a data set without rows, prompts
             or images.

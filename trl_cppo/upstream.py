@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
 from .image_row import ImagelessForwards
+from .trl_contract import check_trainer, check_trl
 
 _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
 
@@ -24,7 +25,9 @@ class RepairedGRPOTrainer(GRPOTrainer):
     """GRPOTrainer without the faults that the methods below name (trl 1.16, transformers 5.23)."""
 
     def __init__(self, *args, **kwargs):
+        check_trl(type(self), kwargs)
         super().__init__(*args, **kwargs)
+        check_trainer(self)
         self._rollout_images: list[list[Any] | None] | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)

@@ -23,6 +23,7 @@ _SHAPES = frozenset({"image_grid_thw", "image_sizes", "spatial_shapes"})  # they
 PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"}
 COUNTS = frozenset({"num_images", "num_tiles"})
 _PASSED_ON = frozenset({"model", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss"})
+SCORING_ARGUMENTS = BY_ROW | PIXELS | COUNTS | _PASSED_ON
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def append_view_rows(
         `ValueError`: if the views of a row do not fill the same image tokens as its images.
     """
     used = given_arguments(scoring)
-    unknown = used - BY_ROW - PIXELS - COUNTS - _PASSED_ON
+    unknown = used - SCORING_ARGUMENTS
     if unknown:
         raise NotImplementedError(
             f"The scoring argument(s) {', '.join(sorted(unknown))} are not known to CPPOTrainer, so view rows cannot "
