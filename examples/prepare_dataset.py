@@ -5,10 +5,11 @@
 # dependencies = ["trl-cppo"]
 # ///
 r"""
-Bring TIGER-Lab/ViRL39K, hiyouga/geometry3k or a data set of their columns into what CPPOTrainer and GRPOTrainer read.
+Bring hiyouga/geometry3k, TIGER-Lab/ViRL39K, lmms-lab/multimodal-open-r1-8k-verified or a data set of their columns into
+what CPPOTrainer and GRPOTrainer read.
 
-    python examples/prepare_dataset.py --dataset TIGER-Lab/ViRL39K --output data/virl39k \
-        --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512 --num_proc 8
+    python examples/prepare_dataset.py --dataset hiyouga/geometry3k --output data/geometry3k \
+        --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512
 
 The output is a folder of parquet files for `load_dataset(folder)` and `examples/train_cppo.py --dataset_name folder`.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from datasets.exceptions import DatasetGenerationError
 
 from trl_cppo.data import PROMPT_SUFFIX, prepare, write
+from trl_cppo.data.build import EXISTS
 from trl_cppo.loading import check_folder, stop
 
 
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
         check_folder("--model", args.model)
         if Path(args.output).exists() and not args.overwrite:  # known before the work, not after it
-            raise FileExistsError(f"{args.output} exists. Choose another --output, or --overwrite.")
+            raise FileExistsError(f"{args.output} {EXISTS}")
         if Path(args.dataset).is_dir() and Path(args.output).resolve().is_relative_to(Path(args.dataset).resolve()):
             raise ValueError(
                 f"{args.output} is inside of {args.dataset}, which would then hold both. Choose another --output."

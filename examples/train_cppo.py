@@ -13,9 +13,10 @@ Without arguments: a tiny Qwen2.5-VL on real handwritten digits, on any machine,
 
 With a model and a data set (Hub ids or local folders; columns `prompt`, `image` or `images`, `solution`):
 
+    python examples/prepare_dataset.py --dataset hiyouga/geometry3k --output data/geometry3k \
+        --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512
     accelerate launch examples/train_cppo.py \
-        --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct \
-        --dataset_name lmms-lab/multimodal-open-r1-8k-verified \
+        --model_name_or_path Qwen/Qwen2.5-VL-3B-Instruct --dataset_name data/geometry3k \
         --output_dir Qwen2.5-VL-3B-CPPO \
         --learning_rate 1e-6 --max_completion_length 2048 --num_generations 8
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 from conftest import generation_batch, logged, make_trainer, picture
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, Image, List, load_dataset
 from PIL import Image as PILImage
+from rehearsals.layouts import features_of
 from trl import prepare_multimodal_messages
 
 from trl_cppo import digits
@@ -24,14 +25,7 @@ from trl_cppo.data import PROMPT_SUFFIX, build, prepare, write
 from trl_cppo.loading import load_split
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_dataset.py"
-VIRL39K = Features(
-    {
-        "question": Value("string"), "answer": Value("string"), "PassRate_32BTrained": Value("float64"),
-        "PassRate_7BBase": Value("float64"), "category": Value("string"), "source": Value("string"),
-        "qid": Value("string"), "image": List(Value("string")),
-    }
-)  # fmt: skip
-GEOMETRY3K = Features({"images": List(Image()), "problem": Value("string"), "answer": Value("string")})
+VIRL39K, GEOMETRY3K = features_of("TIGER-Lab/ViRL39K"), features_of("hiyouga/geometry3k")
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +76,12 @@ def geometry3k(folder, problems, splits=("train", "validation", "test")):
     (folder / "data").mkdir(parents=True)
     for place, split in enumerate(splits):
         rows = [
-            {"images": [picture(i + place)], "problem": problem, "answer": answer}
+            {
+                "images": [picture(i + place)], "problem": problem, "answer": answer, "id": i, "choices": ["0", answer],
+                "ground_truth": "B",
+            }
             for i, (problem, answer) in enumerate(problems)
-        ]
+        ]  # fmt: skip
         dataset = Dataset.from_list(rows, features=GEOMETRY3K)
         dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
@@ -257,11 +254,13 @@ def test_wrong_names_and_columns_say_what_there_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no parquet file"):
         prepare(str(tmp_path / "empty"))
     Dataset.from_dict({"text": ["x"]}).to_parquet(tmp_path / "empty" / "train.parquet")
-    with pytest.raises(ValueError, match=r"has the columns \['text'\]. Known are question, answer, image; problem"):
+    with pytest.raises(ValueError, match=r"has the columns \['text'\]. Needed are question or problem; answer or"):
         prepare(str(tmp_path / "empty"))
-    one = Dataset.from_dict({"question": ["?"], "answer": ["1"], "image": ["x.png"]})
+    one = Dataset.from_dict({"question": ["?"], "answer": ["1"], "image": [5]})
     one.to_parquet(tmp_path / "empty" / "train.parquet")
-    with pytest.raises(ValueError, match=r"\(train\), column 'image': expected lists of images, got Value"):
+    with pytest.raises(
+        ValueError, match=r"\(train\), column 'image': expected an image or a list of images, .*got Value"
+    ):
         prepare(str(tmp_path / "empty"))
 
 
@@ -312,7 +311,9 @@ def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
 def test_the_command_refuses_in_one_line(tmp_path, capsys):
     source = geometry3k(tmp_path / "source", [("<image>?", "1")], ["train"])
     (tmp_path / "out").mkdir()
-    with pytest.raises(SystemExit, match="^prepare_dataset.py: error: .*out exists. Choose another --output"):
+    with pytest.raises(
+        SystemExit, match="^prepare_dataset.py: error: .*out exists. If the same command made it, use it"
+    ):
         run("--dataset", source, "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match="is inside of .*source, which would then hold both"):
         run("--dataset", source, "--output", source / "data" / "out")

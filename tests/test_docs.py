@@ -4,8 +4,8 @@
 What README.md, docs/*.md and examples/README.md say is held against the code: commands, Python, settings, metrics, links.
 
 Python blocks are run, with these stand-ins and no other: a model of the Hub is a tiny random one, the adapter in the
-folder Qwen2.5-VL-3B-CPPO one of that model, any data set is eight rows of `conftest.make_rows`, and CPPOConfig defaults to
-one small step on the CPU (what a block sets itself wins). A block behind `<!-- not run: why -->` is compiled, and its
+folder Qwen2.5-VL-3B-CPPO one of that model, a data set of the Hub is a folder of its true layout with eight rows a split,
+and CPPOConfig defaults to one small step on the CPU (what a block sets itself wins). A block behind `<!-- not run: why -->` is compiled, and its
 imports and keyword arguments are checked.
 """
 
@@ -27,11 +27,11 @@ from configparser import ConfigParser
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from conftest import make_rows
 from doc_pages import (
     FOLDERS,
     PAGES,
     ROOT,
+    Block,
     anchors_of,
     blocks_of,
     commands_of,
@@ -41,11 +41,13 @@ from doc_pages import (
     tables_below,
 )
 from peft import LoraConfig, get_peft_model
+from rehearsals.layouts import write_layout
 from torch.distributed.run import get_args_parser
 from trl import GRPOConfig, TrlParser
 
 import trl_cppo
-from trl_cppo import CPPOConfig, digits
+from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.data import build
 from trl_cppo.metrics import cpl_metrics
 from trl_cppo.views import _VIEWS
 
@@ -57,7 +59,9 @@ SMALL = dict(
 INHERITED = {field.name for field in dataclasses.fields(GRPOConfig)}
 OWN_FIELDS = {field.name: field for field in dataclasses.fields(CPPOConfig) if field.name not in INHERITED}
 OWN_NAME = re.compile(r"(?:cpl_|perception_token_|perception_score|information_|gate_by_|suppress_)\w*")
+[EXAMPLE] = re.findall(r"```python\n(.*?)```", inspect.getdoc(CPPOTrainer), re.DOTALL)
 PYTHON = [block for page in PAGES for block in blocks_of(page) if block.language == "python"]
+PYTHON += [Block(ROOT / "trl_cppo" / "trainer.py", 1, "python", EXAMPLE, True)]
 
 
 # Python
@@ -96,7 +100,8 @@ def test_python_runs(block, random_model, tiny_adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "PeftModel" in block.text:
         shutil.copytree(tiny_adapter, "Qwen2.5-VL-3B-CPPO")
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: make_rows([1] * 8))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(build, "snapshot_download", lambda name, **kwargs: write_layout(name, tmp_path / "hub" / name))
     monkeypatch.setattr(trl_cppo, "CPPOConfig", functools.partial(CPPOConfig, **SMALL))
     namespace = {"__name__": "block"}
     exec(compile(HUB_MODEL.sub(str(random_model), block.text), str(block), "exec"), namespace)
@@ -214,6 +219,21 @@ def test_the_way_from_data_to_a_pushed_model_makes_the_folders_that_it_reads():
         assert not folder.startswith("data/") or folder in made, f"{folder} is read before it is made"
         made |= {flags["--output"]} if any("prepare_dataset" in word for word in command) else set()
     assert made
+
+
+def test_a_data_set_is_prepared_by_one_command_everywhere():
+    """Else the second page's command finds the first one's folder, of other options."""
+    texts = [block.text for page in PAGES for block in blocks_of(page) if block.language == "bash"]
+    texts += [span for page in PAGES for span in spans_of(prose_of(page)) if "prepare_dataset.py --" in span]
+    texts += [path.read_text().replace("#", " ") for path in (ROOT / "examples" / "configs").glob("*.yaml")]
+    texts += [path.read_text() for path in (ROOT / "examples").glob("*.py")]
+    made = {}
+    for text in texts:
+        for line in re.findall(r"python (examples/prepare_dataset\.py --.*)", re.sub(r"\s*\\\n\s*", " ", text)):
+            made.setdefault(re.search(r"--output (\S+)", line)[1], set()).add(line.strip())
+    assert {"data/geometry3k", "data/virl39k"} <= made.keys()
+    assert [commands for commands in made.values() if len(commands) > 1] == []
+    assert all("--model Qwen/Qwen2.5-VL-3B-Instruct " in command for [command] in made.values())
 
 
 # Settings and metrics

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import load_script, make_rows
 from datasets import Dataset, DatasetDict
+from doc_pages import blocks_of, commands_of
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from trl_cppo import digits
+from trl_cppo import digits, loading
 from trl_cppo.evaluation import runner
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate.py"
@@ -247,6 +248,21 @@ def test_a_row_that_cannot_be_read_or_fails_in_the_reward_is_named(own, evaluate
     own[1:4:2] = [own[1], "data"]
     wrong = error(*own, "--reward", "picky.picky", "--output", "picky.json")
     assert "Row 2 of data (test): the reward picky fails with ZeroDivisionError" in wrong
+
+
+def test_the_page_can_be_followed_from_top_to_bottom(evaluate, random_model, monkeypatch):
+    """Its commands for digits, one after the other in one folder, on eight canvases and without the training between."""
+    monkeypatch.setattr(loading, "_DIGITS_SPLITS", {"test": ("held_out", 8, 1)})
+    monkeypatch.setattr(digits, "warm_start", lambda seed: random_model)
+    shutil.copytree(random_model, "cppo-digits")
+    page = Path(__file__).parents[1] / "docs" / "evaluation.md"
+    commands = [
+        command[2:] for block in blocks_of(page) if block.language == "bash" for command in commands_of(block.text)
+        if command[:2] == ["python", "examples/evaluate.py"] and "digits" in command
+    ]  # fmt: skip
+    for command in commands:
+        shown = evaluate(*command)
+    assert len(commands) == 3 and "cppo-digits against digits: 8 questions" in shown
 
 
 def test_help_lists_every_flag(evaluate, capsys):

@@ -123,6 +123,9 @@ def test_where_trls_reward_differs_as_documented():
     assert trl("2\\sqrt{3}", "2\\sqrt{3}") == 0 and trl("2", "2\\sqrt{3}") == 1
     assert trl("silent", "\\boxed{listen}") == 1 and trl("12 m", "\\boxed{12 cm}") == 1
     assert trl("A. 12 cm", "\\boxed{A}") == 0
+    reasoned = "<think>3 + 5 = 8</think> <answer>The correct answer is C</answer>"
+    assert trl("C", reasoned) == 0 and trl("8", reasoned) == 1
+    assert grade("C", reasoned) == 1 and grade("8", reasoned) == 0
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.utils.data
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from PIL import Image as PILImage
 from transformers import BaseImageProcessor
 from trl import prepare_multimodal_messages
+
+from .data.layouts import ANSWERS, QUESTIONS, find_layout
 
 ROW_NAME = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: what errors call the row
 
@@ -40,7 +42,7 @@ def images_of(example: dict[str, Any]) -> tuple[str, list[Any]]:
     return column, [part["image"] for part in parts if part["type"] == "image" and part.get("image") is not None]
 
 
-def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt",)) -> None:
+def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt",), source: str = "NAME") -> None:
     """
     Check that a data set has rows, the required columns and images.
 
@@ -48,6 +50,7 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         dataset: what is passed to the trainer; only a map-style [`~datasets.Dataset`] can be looked into.
         name (`str`): how the error calls it.
         required (`tuple[str, ...]`): the columns that must exist.
+        source (`str`): its Hub id or folder, for a command that the error names.
 
     Raises:
         `ValueError`: in one line that says what is missing and what to do.
@@ -59,10 +62,8 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         raise ValueError(f"{name} has no rows. Check the split and any filter that was applied to it.")
     for column in required:
         if column not in columns:
-            raise ValueError(
-                f"{name} has no column {column!r}; its columns are {columns}. "
-                f"Rename one: dataset.rename_column(..., {column!r})."
-            )
+            way_out = _way_to_prompts(dataset, source) if column == "prompt" else _way_to_answers(dataset, column)
+            raise ValueError(f"{name} has no column {column!r}; its columns are {columns}. {way_out}")
     if "image" in columns or "images" in columns:
         return
     if not images_of(dataset[0])[1]:
@@ -70,6 +71,34 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
             f"{name} has no column 'image' or 'images', and its first prompt holds no image; its columns are {columns}. "
             "CPPO contrasts views of images: rename the image column, or train with GRPOTrainer."
         )
+
+
+def _way_to_prompts(dataset: Dataset, source: str) -> str:
+    """What makes a `prompt`. A string under that name would be no conversation, so only messages are renamed."""
+    for column, feature in dataset.features.items():
+        message = feature.feature if isinstance(feature, List) else None
+        if isinstance(message, dict) and {"role", "content"} <= message.keys():
+            return f"Rename the conversations: dataset.rename_column({column!r}, 'prompt')."
+    if find_layout(dataset.column_names) is not None:
+        return (
+            f"Prepare it: python examples/prepare_dataset.py --dataset {source} --output data/prepared, and train on that "
+            "folder; in Python: trl_cppo.data.prepare."
+        )
+    question = next((column for column in QUESTIONS if column in dataset.column_names), "question")
+    return (
+        "A prompt is a conversation. Make it of the question: dataset.map(lambda row: "
+        f"{{'prompt': [{{'role': 'user', 'content': row[{question!r}]}}]}})."
+    )
+
+
+def _way_to_answers(dataset: Dataset, column: str) -> str:
+    """What makes a `solution`, which the rewards take as strings only."""
+    answer = next((name for name in ANSWERS if name in dataset.column_names), None)
+    if answer is None:
+        return "The reward needs the right answers, as strings: add them, or choose a reward that needs none."
+    if dataset.features[answer] == Value("string"):
+        return f"Rename the right answers: dataset.rename_column({answer!r}, {column!r})."
+    return f"Make strings of the right answers: dataset.map(lambda row: {{{column!r}: str(row[{answer!r}])}})."
 
 
 class LocatedRows(torch.utils.data.Dataset):

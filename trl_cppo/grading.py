@@ -14,6 +14,10 @@ MAX_LENGTH = 1000  # characters; beyond it an answer is right only as the same t
 
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_MARKS = ("<think>", "</think>", "<answer>", "</answer>")
+_LEAD_IN = re.compile(
+    r"(?:the )?(?:(?:correct|final|right) )?(?:answer|option|choice)(?:(?: is)?:| is) *(?=\S)", re.IGNORECASE
+)
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|operatorname|boldsymbol)\s*\{"
 )
@@ -81,6 +85,35 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def final_answer(solution: str) -> str:
+    r"""
+    What a solution says in the end: the last `<answer>…</answer>`, in it or without one the last `\boxed{…}`, else all of
+    it; without words such as "The correct answer is" in front.
+
+    What stands before `</think>` is reasoning, whose boxes and tags are steps, and counts only if nothing follows.
+
+    Raises:
+        `ValueError`: if there is reasoning and no final answer. To compare with the reasoning would punish the right
+            answer and praise an intermediate result.
+    """
+    text = solution.rpartition("</think>")[2]
+    text = text if text.strip() else solution
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    text = text[start + len("<answer>") : end] if start >= 0 else text
+    boxed = last_boxed(text)
+    answer = text.strip() if boxed is None else boxed
+    marked = start >= 0 or boxed is not None
+    if not (marked and answer) and any(mark in solution for mark in _MARKS):
+        shown = solution if len(solution) <= 80 else f"{solution[:40]} … {solution[-40:]}"
+        raise ValueError(
+            f"column 'solution': {shown!r} holds reasoning, but no final answer in \\boxed{{}} or <answer></answer>, so "
+            "nothing can be graded against it. Put the final answer into \\boxed{}, or leave the row out."
+        )
+    lead_in = _LEAD_IN.match(answer)
+    return answer[lead_in.end() :].removesuffix(".") if lead_in else answer
+
+
 def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> bool:
     r"""
     Whether an answer is the gold one.
@@ -89,18 +122,18 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
     number of the same unit; else mathematics.
 
     Args:
-        gold (`str`): the solution, bare or in `\boxed{}`.
+        gold (`str`): the solution, whose [`final_answer`] counts.
         answer (`str` or `None`): what the model has boxed; `None` is wrong.
         equal (`Callable[[str, str], bool]`): compares two pieces of mathematics, the gold one first. Not called where
             the text decides, nor for an answer of more than `MAX_LENGTH` characters.
 
     Raises:
         `TypeError`: if the gold is not a string.
+        `ValueError`: if it is reasoning without an answer.
     """
     if not isinstance(gold, str):
         raise TypeError(f"a solution must be a string; got {gold!r}. Cast the column: dataset.cast_column(...).")
-    boxed = last_boxed(gold)
-    gold = gold if boxed is None else boxed
+    gold = final_answer(gold)
     if answer is None or not answer or len(answer) > max(MAX_LENGTH, 2 * len(gold)):
         return False
     gold, answer = normalise(gold), normalise(answer)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from trl.rewards import accuracy_reward
 
 from .dataset_checks import check_dataset
@@ -78,8 +79,15 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
             dataset = load_from_disk(name)
             return dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
         return load_dataset(name, name=config, streaming=streaming)
-    except (ValueError, IndexError) as error:  # what `datasets` raises where there is no row, among other things
-        raise ValueError(f"{name} cannot be loaded ({error}). Check that it is a data set and has rows.") from error
+    except (
+        ValueError,
+        IndexError,
+        DatasetGenerationError,
+    ) as error:  # no row among other things, or ViRL39K's images.zip
+        raise ValueError(
+            f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
+            "in an archive must be prepared: examples/prepare_dataset.py."
+        ) from error
 
 
 def _digits(split: str) -> Dataset:
@@ -106,7 +114,7 @@ def load_split(
     splits = load_splits(name, config, streaming)
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")
-    check_dataset(splits[split], f"{name} ({split})", required)
+    check_dataset(splits[split], f"{name} ({split})", required, source=name)
     return splits[split]
 
 

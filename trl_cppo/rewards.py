@@ -36,7 +36,7 @@ def boxed_accuracy_reward(
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
-        solution (`list[str]`): the right answers, bare or in `\boxed{}`.
+        solution (`list[str]`): the right answers, bare, in `\boxed{}` or, behind reasoning, in `<answer></answer>`.
         log_extra (`Callable`, *optional*): TRL's, for the columns `solution` and `answer` of the completions table.
         **kwargs: what TRL passes besides; not used.
 
@@ -46,6 +46,7 @@ def boxed_accuracy_reward(
     Raises:
         `ImportError`: if math-verify is not installed.
         `TypeError`: if a solution is not a string.
+        `ValueError`: if a solution is reasoning without such an answer.
     """
     answers = [last_boxed(final_text(completion)) for completion in completions]
     overruns = GRADER.overruns

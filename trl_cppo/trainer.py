@@ -71,15 +71,16 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
     Example:
 
     ```python
-    from datasets import load_dataset
-    from trl.rewards import accuracy_reward
     from trl_cppo import CPPOConfig, CPPOTrainer
+    from trl_cppo.data import prepare
+    from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
 
+    dataset, _ = prepare("hiyouga/geometry3k", model="Qwen/Qwen2.5-VL-3B-Instruct")  # prompts, images, boxed solutions
     trainer = CPPOTrainer(
         model="Qwen/Qwen2.5-VL-3B-Instruct",
-        reward_funcs=accuracy_reward,
-        args=CPPOConfig(output_dir="Qwen2.5-VL-3B-CPPO"),
-        train_dataset=load_dataset("lmms-lab/multimodal-open-r1-8k-verified", split="train"),
+        reward_funcs=[boxed_accuracy_reward, think_boxed_format_reward],
+        args=CPPOConfig(output_dir="Qwen2.5-VL-3B-CPPO", reward_weights=[0.9, 0.1]),
+        train_dataset=dataset["train"],
     )
     trainer.train()
     ```

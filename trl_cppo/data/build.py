@@ -16,8 +16,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from tqdm import tqdm
 
-from .rows import LAYOUTS, PROMPT_SUFFIX, Layout, build_row
+from .layouts import ANSWERS, IMAGES, QUESTIONS, Layout, find_layout
+from .rows import PROMPT_SUFFIX, build_row
 
+EXISTS = "exists. If the same command made it, use it; else choose another --output, or --overwrite."
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 _SPLIT = re.compile(r"(?:^|[-_./])(train|validation|valid|val|dev|test|eval)(?:[-_./]|$)")
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
@@ -41,7 +43,8 @@ def prepare(
 
     Args:
         name (`str`): a Hub id, or a local folder of the same layout: parquet files and, for images that are paths, the
-            files that they name, or an `images.zip` that holds them.
+            files that they name, or an `images.zip` that holds them. Columns: `question` or `problem`; `answer`, or a
+            `solution` that marks its final answer by `\\boxed{}` or `<answer></answer>`; `images` or `image`.
         splits (`list[str]`, *optional*): all by default.
         model (`str`, *optional*): Hub id or local folder of the processor that counts a prompt's tokens, those of the
             images included, as TRL does. Without it no prompt is too long.
@@ -88,15 +91,20 @@ def _map_rows(source: Dataset, settings: dict[str, Any], num_proc: int | None) -
         "prompt": List({"role": Value("string"), "content": List(part)}),
         "images": List(Image()),
         "solution": Value("string"),
-        **{column: source.features[column] for column in layout.extras if column in source.column_names},
+        **{column: source.features[column] for column in layout.extras},
         **({"num_tokens": Value("int32")} if settings["model"] else {}),
         "fault": Value("string"),
     }
     images = source.features[layout.images]
-    if not isinstance(images, List):
-        raise ValueError(f"{settings['name']}, column {layout.images!r}: expected lists of images, got {images}.")
-    if not isinstance(images.feature, Value):  # embedded: their bytes, not decoded
-        source = source.cast_column(layout.images, List(Image(decode=False)))
+    image = images.feature if isinstance(images, List) else images
+    if not isinstance(image, (Image, dict)) and image != Value("string"):  # a dict: Image's struct, without its name
+        raise ValueError(
+            f"{settings['name']}, column {layout.images!r}: expected an image or a list of images, embedded or as paths, "
+            f"got {images}."
+        )
+    if image != Value("string"):  # embedded: their bytes, not decoded
+        undecoded = Image(decode=False)
+        source = source.cast_column(layout.images, List(undecoded) if isinstance(images, List) else undecoded)
     return source.map(
         build_row, with_indices=True, fn_kwargs={"layout": layout, **settings}, features=Features(features),
         remove_columns=source.column_names, num_proc=num_proc, writer_batch_size=100, desc=f"Preparing {settings['name']}",
@@ -104,11 +112,11 @@ def _map_rows(source: Dataset, settings: dict[str, Any], num_proc: int | None) -
 
 
 def _find_layout(source: Dataset, name: str) -> Layout:
-    for layout in LAYOUTS.values():
-        if {layout.question, layout.answer, layout.images} <= set(source.column_names):
-            return layout
-    known = "; ".join(f"{layout.question}, {layout.answer}, {layout.images}" for layout in LAYOUTS.values())
-    raise ValueError(f"{name} has the columns {source.column_names}. Known are {known}: rename yours.")
+    layout = find_layout(source.column_names)
+    if layout is None:
+        known = "; ".join(" or ".join(names) for names in (QUESTIONS, ANSWERS, IMAGES))
+        raise ValueError(f"{name} has the columns {source.column_names}. Needed are {known}: rename yours.")
+    return layout
 
 
 def _find_files(name: str) -> tuple[Path, dict[str, list[Path]]]:
@@ -159,7 +167,7 @@ def write(dataset: DatasetDict, folder: str | Path, overwrite: bool = False) -> 
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists. Choose another --output, or --overwrite.")
+        raise FileExistsError(f"{folder} {EXISTS}")
     empty = [split for split, rows in dataset.items() if len(rows) == 0]
     if empty:
         raise ValueError(f"the split {empty[0]!r} has no row left.")

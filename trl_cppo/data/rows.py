@@ -4,14 +4,14 @@
 
 import functools
 import io
-from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image as PILImage
 from transformers import AutoProcessor, ProcessorMixin
 
-from ..grading import last_boxed
+from ..grading import final_answer
 from .images import usable_bytes
+from .layouts import Layout
 
 # The wording of the authors' preprocessing script (verl/examples/data_preprocess/virl39k.py of vbdi/cppo).
 PROMPT_SUFFIX = (
@@ -19,24 +19,6 @@ PROMPT_SUFFIX = (
     "The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in \\boxed{}."
 )
 MARKER = "<image>"  # the place of an image in a question
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The columns of a data set: of the question, the answer, the images, and those that are kept as they are."""
-
-    question: str
-    answer: str
-    images: str
-    extras: tuple[str, ...] = ()
-
-
-LAYOUTS = {
-    "TIGER-Lab/ViRL39K": Layout(
-        "question", "answer", "image", ("qid", "category", "source", "PassRate_32BTrained", "PassRate_7BBase")
-    ),
-    "hiyouga/geometry3k": Layout("problem", "answer", "images"),
-}
 
 
 class _RowFault(Exception):
@@ -76,13 +58,13 @@ def build_row(
     Raises:
         `ValueError`: naming row and column.
     """
-    row = {"prompt": [], "images": [], "solution": "", **{c: example[c] for c in layout.extras if c in example}}
+    row = {"prompt": [], "images": [], "solution": "", **{column: example[column] for column in layout.extras}}
     row |= {"fault": None} | ({"num_tokens": 0} if model else {})
     try:
         row["solution"] = _solution(example[layout.answer], layout)
-        row["images"] = [
-            _read_image(image, place, root, layout) for place, image in enumerate(example[layout.images] or [])
-        ]
+        images = example[layout.images] or []
+        images = images if isinstance(images, list) else [images]
+        row["images"] = [_read_image(image, place, root, layout) for place, image in enumerate(images)]
         row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
         if model:
             row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
@@ -98,11 +80,18 @@ def build_row(
 def _solution(answer: Any, layout: Layout) -> str:
     if not isinstance(answer, str) or not answer.strip():
         raise _RowFault(layout.answer, "no answer", repr(answer))
-    answer = answer.strip()
-    solution = answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
-    if last_boxed(solution) == "":  # an empty box: no completion could be right
+    # Unmarked, a `solution` may be a worked one, to which no completion would be equal.
+    marked = layout.answer != "solution" or "\\boxed" in answer or "</answer>" in answer
+    try:
+        final = final_answer(answer) if marked else None
+    except ValueError:
+        final = None
+    if final is None:
+        details = f"{answer[-80:]!r}; a column of nothing else is called 'answer'"
+        raise _RowFault(layout.answer, "no final answer in \\boxed{} or <answer></answer>", details)
+    if not final:  # an empty box: no completion could be right
         raise _RowFault(layout.answer, "no answer", repr(answer))
-    return solution
+    return f"\\boxed{{{final}}}"
 
 
 def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list[dict[str, Any]]:
