@@ -4,11 +4,16 @@
 
 import importlib.util
 import os
+import socket
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for more, and several tests run at once
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -111,6 +116,54 @@ def generation_batch(trainer):
 def placeholder_ids():
     config = digits.build_model().config
     return [config.image_token_id, config.video_token_id]
+
+
+SLOW = "slow (sharding, rehearsals, warm starts, benchmarks): pytest --slow runs them"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="Run what is marked slow too.")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "warm_model" in item.fixturenames:  # two minutes where it is not in the cache yet
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason=SLOW))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was not run, and why."""
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        reasons[report.nodeid.split("::")[0], reason.removeprefix("Skipped: ")] += 1
+    terminalreporter.section("not run, and why")
+    for (file, reason), number in sorted(reasons.items(), key=lambda item: (item[0][1], item[0][0])):
+        terminalreporter.line(f"{number:4} of {file}: {reason}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def deepspeed_ops(tmp_path_factory):
+    """
+    The folder of DeepSpeed's compiled parts, for `TORCH_EXTENSIONS_DIR`.
+
+    They are compiled once, before any test that has a limit needs them, and not in the user's cache: a compiler that is
+    interrupted there leaves a lock for which every later run waits.
+    """
+    folder = tmp_path_factory.getbasetemp() / "deepspeed_ops"
+    builders = ("ShareMemCommBuilder", "CPUAdamBuilder")
+    source = f"from deepspeed.accelerator import get_accelerator as a\n[a().create_op_builder(b).load() for b in {builders}]"
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder)}
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=3600, capture_output=True)
+    return folder
 
 
 def pytest_runtest_logreport(report):

@@ -273,9 +273,11 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
         request = self._view_scoring
-        if request is None:  # the old policy's or the reference's scoring: anchors only
-            return score(model, *args, **kwargs)
         arguments = bind_scoring(model, *args, **kwargs)
+        if request is None:  # anchors only
+            if arguments.get("batch_size"):  # the old policy's or the reference's scoring, which TRL cuts into parts
+                check_image_counts(self._process_views.pixels_by_row, arguments.get("num_images"))
+            return score(**arguments)
         num_anchors = arguments["input_ids"].size(0)
         extended = append_view_rows(arguments, request.rows, request.pairs, self._process_views)
         if self._prompt_keys is not None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import free_port
 from documented import RECIPES, Command, documented_commands, nodes_of, not_rehearsed, to_rehearse
-from outcomes import free_port
 from peft import AutoPeftModelForImageTextToText
 from stand_ins import STEPS, environment, fake_hub, processes_of, rehearsed, working_folder
 from transformers import AutoModelForImageTextToText
