@@ -59,20 +59,23 @@ def _snapshot(cache: Path, kind: str, name: str) -> Path:
 
 def model_that_answers() -> torch.nn.Module:
     r"""
-    A tiny Qwen2.5-VL that has learned to answer `<think>7.</think>\boxed{7}` with any digit to anything, so that the
-    recipes' own rewards differ between rollouts. About ten seconds.
+    A tiny Qwen2.5-VL that has learned to answer `<think>7.</think>\boxed{7}` with any digit to anything, and in four of ten
+    answers to forget the thinking, so that the recipes' own rewards differ between rollouts. About ten seconds.
     """
     model, processor = digits.build_model(), digits.build_processor()
     tokenizer, draw = processor.tokenizer, random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    torch.manual_seed(0)
     for _ in range(80):
-        prompts = [_question(draw) for _ in range(8)]
-        answers = [f"<think>{draw.randrange(10)}.</think>\\boxed{{{draw.randrange(10)}}}" for _ in prompts]
-        texts = [prompt + answer + tokenizer.eos_token for prompt, answer in zip(prompts, answers, strict=True)]
-        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        texts, lengths = [], []
+        for _ in range(8):
+            thinking = "<think>{}.</think>" if draw.random() < 0.6 else "{}."
+            answer = f"{thinking.format(draw.randrange(10))}\\boxed{{{draw.randrange(10)}}}{tokenizer.eos_token}"
+            texts.append(_question(draw) + answer)
+            lengths.append(len(tokenizer(answer)["input_ids"]))
+        batch = tokenizer(texts, padding=True, return_tensors="pt")  # on the left
         labels = batch["input_ids"].clone()
-        labels[:, :-8] = -100  # padding is on the left, and an answer has eight tokens
+        for row, length in zip(labels, lengths, strict=True):
+            row[:-length] = -100
         model(**batch, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
