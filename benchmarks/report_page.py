@@ -31,7 +31,7 @@ HANDLERS = """(kind) => {
     const tokens = Array.from(document.querySelectorAll(".tokens .t")).slice(0, 1000);
     const times = [];
     for (const token of tokens.slice(0, 200)) {
-        const event = kind === "hover" ? new MouseEvent("mouseover", { bubbles: true })
+        const event = kind === "hover" ? new PointerEvent("pointermove", { bubbles: true, screenX: token.place + 1 })
             : new KeyboardEvent("keydown", { bubbles: true, key: "ArrowRight" });
         if (kind === "key") token.focus();
         const start = performance.now();

@@ -7,6 +7,17 @@ import shutil
 import pytest
 from PIL import Image as PILImage
 from report_rows import make_row, make_views
+from report_screen import (
+    CONTRAST,
+    MIDDLE,
+    MIDDLE_BEHIND_PANEL,
+    expected_numbers,
+    focused,
+    here,
+    panel,
+    report_mouse_at_rest,
+    rest_mouse,
+)
 
 from trl_cppo.report.page import Settings, render
 from trl_cppo.report.scoring import NamedViews, TokenScores
@@ -36,22 +47,6 @@ HOSTILE = [
     "&lt;b&gt;&amp;",
     "W" * 300,
 ]
-# The colours of an element and of what lies behind it, and the ratio that WCAG 2 defines.
-CONTRAST = """(element) => {
-    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-    let behind = element;
-    while (behind && parse(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
-    const luminance = (text) => {
-        const [r, g, b] = parse(text).slice(0, 3).map((value) => {
-            value /= 255;
-            return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-        });
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const values = [getComputedStyle(element).color, getComputedStyle(behind || document.body).backgroundColor]
-        .map(luminance).sort((a, b) => b - a);
-    return (values[0] + 0.05) / (values[1] + 0.05);
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +70,6 @@ def open_page(browser, tmp_path):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(5000)
         url = (tmp_path / "report.html").as_uri()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -89,31 +83,6 @@ def open_page(browser, tmp_path):
     for context in contexts:
         context.close()
     assert complaints == []
-
-
-def focused(page):
-    return page.evaluate("document.activeElement.place")
-
-
-def panel(page):
-    values = page.locator("#panel-models dl").evaluate_all(
-        "lists => lists.map(list => Object.fromEntries(Array.from(list.querySelectorAll('dd'), dd => [dd.dataset.field, dd.textContent])))"
-    )
-    return [{name: float(text.replace("\u2212", "-")) for name, text in model.items()} for model in values]
-
-
-def expected_numbers(scores: TokenScores, place: int):
-    return {
-        "shift": scores.removed_entropies[place] - scores.entropies[place],
-        "h": scores.entropies[place],
-        "hRemoved": scores.removed_entropies[place],
-        "dKept": scores.divergences_preserved[place],
-        "dRemoved": scores.divergences_removed[place],
-        "logp": scores.logps[place],
-        "logpKept": scores.preserved_logps[place],
-        "logpRemoved": scores.removed_logps[place],
-        "score": scores.scores[place],
-    }
 
 
 def test_the_keyboard_moves_through_the_tokens(open_page):
@@ -173,11 +142,17 @@ def test_in_right_to_left_text_the_left_arrow_goes_on(open_page):
 def test_hover_and_tap_show_the_numbers_and_the_marks(open_page):
     row = make_row(length=30)
     page = open_page([row], has_touch=True)
-    page.locator(".tokens .t").nth(7).hover()
+    tokens = page.locator(".tokens .t")
+    mouse = rest_mouse(page, tokens.nth(7))
     scores = row.rollouts[0].scores
     assert panel(page) == [pytest.approx(expected_numbers(scores, 7), rel=6e-3)]
-    page.locator(".tokens .t").nth(12).tap()
-    assert panel(page) == [pytest.approx(expected_numbers(scores, 12), rel=6e-3)] and focused(page) == 12
+    tokens.nth(12).tap()
+    page.locator(".tokens .t:nth-child(13):focus").wait_for()
+    report_mouse_at_rest(page, mouse, ":nth-child(8)")
+    tokens.nth(3).dispatch_event("pointermove", {"pointerType": "touch", "screenX": 1})  # the start of a swipe
+    assert panel(page) == [pytest.approx(expected_numbers(scores, 12), rel=6e-3)]
+    page.mouse.move(mouse[0] + 1, mouse[1])
+    assert panel(page) == [pytest.approx(expected_numbers(scores, 7), rel=6e-3)]
     page.get_by_role("button", name="Close").click()
     assert page.locator("#panel").is_hidden()
     marked = page.locator(".tokens .t").evaluate_all(
@@ -185,6 +160,39 @@ def test_hover_and_tap_show_the_numbers_and_the_marks(open_page):
         " getComputedStyle(t).borderBottomColor !== 'rgba(0, 0, 0, 0)'])"
     )
     assert marked == [[chosen] * 3 for chosen in scores.selected]  # more than a colour
+
+
+def test_a_scroll_under_a_mouse_at_rest_leaves_the_numbers_to_the_keyboard(open_page):
+    page = open_page([make_row(texts=["ab "] * 2000)])
+    tokens = page.locator(".tokens .t")
+    x, y = rest_mouse(page, tokens.nth(200))
+    assert here(page) == 200
+    tokens.nth(210).focus()
+    page.evaluate(
+        "lines => scrollBy(0, lines)", tokens.nth(300).evaluate(MIDDLE)[1] - y
+    )  # to a token again, not between
+    report_mouse_at_rest(page, (x, y), ":nth-child(n+212)")
+    assert here(page) == 210
+    page.mouse.move(x + 1, y)
+    assert here(page) > 210
+    page.keyboard.press("End")
+    page.mouse.move(x + 1, y)
+    assert here(page) == focused(page) == 1999
+
+
+@pytest.mark.parametrize("key", ["Escape", "Enter"])
+def test_numbers_that_are_closed_over_a_token_do_not_open_again(open_page, key):
+    page = open_page([make_row(texts=["ab "] * 2000)])
+    page.locator(".tokens .t").nth(200).focus()
+    x, y = page.evaluate(MIDDLE_BEHIND_PANEL)
+    page.mouse.move(x, y)
+    if key == "Enter":
+        page.get_by_role("button", name="Close").focus()
+    page.keyboard.press(key)
+    report_mouse_at_rest(page, (x, y))
+    assert page.locator("#panel").is_hidden()
+    page.mouse.move(x + 1, y)
+    assert page.locator(".here").evaluate("token => token.matches(':hover')")
 
 
 def test_two_models_share_the_cursor_and_stack_on_narrow_screens(open_page):
@@ -219,7 +227,8 @@ def test_what_models_and_data_sets_write_stays_text(open_page, models):
     settings = Settings([text] * models, text, text, {"completions": text})
     page = open_page([hostile_row(0, models), hostile_row(1, models)], settings)
     page.locator(".tokens .t").nth(1).hover()
-    page.wait_for_timeout(100)
+    # An image that fails after any that the texts could have made.
+    page.evaluate("new Promise(done => Object.assign(new Image(), { onerror: done, src: 'data:,' }))")
     assert page.evaluate("window.hacked") is None
     assert (
         page.locator(".tokens .t").evaluate_all("tokens => tokens.slice(0, 9).map(t => t.textContent)") == HOSTILE[:9]
@@ -236,11 +245,12 @@ def test_the_page_forbids_scripts_that_are_not_its_own(browser, tmp_path):
     page = browser.new_page()
     page.goto((tmp_path / "report.html").as_uri())
     page.evaluate(
+        "document.addEventListener('securitypolicyviolation', (event) => document.body.classList.add(event.effectiveDirective));"
         "for (const [tag, text] of [['script', 'window.hacked = 1'], ['style', 'body { color: red }']]) {"
         " const element = document.createElement(tag); element.textContent = text; document.body.append(element); }"
         " const image = new Image(); image.src = 'http://localhost:9/x.png'; document.body.append(image);"
     )
-    page.wait_for_timeout(100)
+    page.locator("body.script-src-elem.style-src-elem.img-src").wait_for()
     assert page.evaluate("window.hacked") is None
     assert page.evaluate("getComputedStyle(document.body).color") != "rgb(255, 0, 0)"
     page.close()

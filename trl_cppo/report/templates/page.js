@@ -18,6 +18,7 @@
   const boxes = Array.from(document.querySelectorAll(".tokens"));
   const rows = new Map(); // data of each row that was shown, by its number
   let here = null; // the token whose numbers are shown
+  let mousePlace = ""; // where on the screen the mouse or pen was last
 
   function dataOf(row) {
     if (!rows.has(row)) rows.set(row, JSON.parse(document.getElementById("data-" + row).textContent));
@@ -148,7 +149,12 @@
     return event.target instanceof Element ? event.target.closest(".tokens > .t") : null;
   }
 
-  document.addEventListener("mouseover", (event) => {
+  // Not mouseover: a mouse at rest gets that too, when the page scrolls or the panel moves or goes, and after a tap
+  // elsewhere. Some browsers then report a move to where it already is.
+  document.addEventListener("pointermove", (event) => {
+    const place = event.screenX + " " + event.screenY;
+    if (event.pointerType === "touch" || place === mousePlace) return;
+    mousePlace = place;
     const token = tokenOf(event);
     if (token) show(token);
   });
