@@ -104,7 +104,9 @@ def test_a_row_trains_as_its_oracle_does(row, folders, tmp_path, monkeypatch):
     except Exception as error:
         with pytest.raises(Exception) as grpo:
             train(row, folder, tmp_path / "grpo", FixedGRPOTrainer)
-        assert isinstance(error, ValueError) or repr(grpo.value) == repr(error)  # ours names the way out, or it is TRL's
+        assert isinstance(error, ValueError) or repr(grpo.value) == repr(
+            error
+        )  # ours names the way out, or it is TRL's
         return
     steps = [log for log in logs if "loss" in log]
     assert len(steps) == (3 if row["resumed"] else 2)

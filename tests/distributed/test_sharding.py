@@ -2,22 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes, sharded or not, with packed rows, train as one process with plain rows does on the same global batch."""
 
-import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
+from launching import LIMIT, Launches
 
 from trl_cppo.packed_trainer import TOKEN_RATIO
 
-WORKER = Path(__file__).parent / "worker.py"
-TIMEOUT = 240  # seconds for one launch, which takes 10 to 60; a hang becomes a failure
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LIMIT)]
 
 # Largest differences allowed, relative to the value where that is above 1. Measured: losses and metrics 1e-6, gradient
 # norms (0.2 to 20) 4e-6, weights 2e-7 after three steps of SGD.
@@ -82,49 +76,9 @@ LAUNCHES = {
 CASES = [(launch, run["name"]) for launch, (processes, runs) in LAUNCHES.items() if processes == 2 for run in runs]
 
 
-@dataclass
-class Result:
-    logs: list[list[dict]]  # process, step
-    weights: dict[str, torch.Tensor]
-
-
-class Launches:
-    """Starts a launch when one of its runs is asked for; a run that the launch did not get to has no result."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.errors = {}
-
-    def result(self, launch: str, name: str) -> Result:
-        folder = self.root / launch
-        if launch not in self.errors:
-            folder.mkdir()
-            self.errors[launch] = self._start(folder, *LAUNCHES[launch])
-        if not (folder / f"{name}.json").exists():
-            pytest.fail(f"{name} did not end.\n{self.errors[launch]}")
-        logs = json.loads((folder / f"{name}.json").read_text())
-        return Result(logs, torch.load(folder / f"{name}.pt"))
-
-    def _start(self, folder: Path, processes: int, runs: list[dict]) -> str:
-        command = [sys.executable]
-        if processes > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command += [str(WORKER), str(folder), json.dumps(runs)]
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        with (folder / "output.txt").open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-            try:
-                code = process.wait(TIMEOUT)
-            except subprocess.TimeoutExpired:
-                code = f"none: it hung, or took more than {TIMEOUT} s"
-                process.terminate()  # torchrun passes it on to the workers, which it would orphan if killed
-                process.wait()
-        return f"Exit code {code}.\n" + (folder / "output.txt").read_text()[-6000:]
-
-
 @pytest.fixture(scope="module")
-def launches(tmp_path_factory):
-    return Launches(tmp_path_factory.mktemp("launches"))
+def launches(tmp_path_factory, deepspeed_ops):
+    return Launches(tmp_path_factory.mktemp("launches"), LAUNCHES, deepspeed_ops)
 
 
 def assert_close(ours: float | None, expected: float | None, tolerance: float, what: str) -> None:
@@ -145,7 +99,6 @@ def assert_same_metrics(ours: list[dict], expected: list[dict], compared: set[st
             assert_close(log[name], expected_log[name], tolerance, f"{name} of step {step}")
 
 
-@pytest.mark.timeout(TIMEOUT + 60)
 @pytest.mark.parametrize(("launch", "name"), CASES, ids=[name for _, name in CASES])
 def test_two_processes_train_as_one(launches, launch, name):
     if launch == "offload" and shutil.which("g++") is None:
@@ -175,12 +128,11 @@ def test_two_processes_train_as_one(launches, launch, name):
         )
 
 
-@pytest.mark.timeout(2 * TIMEOUT + 60)
 def test_killed_under_zero3_resumes_to_the_weights_of_the_unbroken_run(launches, tmp_path):
     run = {"name": "full", "backend": "zero3", "save": True}
-    launches._start(tmp_path, 2, [{**run, "kill_at": 2}])
+    launches.start(tmp_path, 2, [{**run, "kill_at": 2}])
     assert (tmp_path / "trainer" / "checkpoint-2").is_dir() and not (tmp_path / "full.pt").exists()
-    error = launches._start(tmp_path, 2, [{**run, "resume": True}])
+    error = launches.start(tmp_path, 2, [{**run, "resume": True}])
     assert (tmp_path / "full.pt").exists(), error
     unbroken = launches.result("zero3", "full@zero3")
     weights = torch.load(tmp_path / "full.pt")

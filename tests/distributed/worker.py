@@ -15,8 +15,9 @@ import json
 import os
 import signal
 import sys
+import traceback
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object
+from combinations import cppo_settings, grpo_settings, prepare_weights
 from conftest import hash_reward, make_config, make_rows
 from deepspeed.ops.adam import DeepSpeedCPUAdam
-from fixed_rollouts import FixedCPPOTrainer
+from fixed_rollouts import FixedCPPOTrainer, FixedGRPOTrainer
 from peft import LoraConfig
 from tiny_models import build
 from torch.distributed.fsdp import FSDPModule
@@ -37,9 +39,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForImageTextToText, PreTrainedModel, TrainerCallback, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl import GRPOConfig
 
 from trl_cppo import CPPOConfig, CPPOTrainer
 
+GRPO_FIELDS = {field.name for field in fields(GRPOConfig)}
 GROUP = 4  # rollouts of a prompt
 PROMPTS = 4  # a step: with two processes, two on each
 STEPS = 3
@@ -68,7 +72,10 @@ class Run:
     resume: bool = False
     divergence: str = "k3"
     bound: float | None = None
-    share_prefix: bool = True
+    share_prefix: bool | str = True
+    row: dict[str, Any] | None = None  # of a covering array, see combinations.py: settings on top of all these
+    plain: bool = False  # prompts stay together, but nothing is packed
+    grpo: bool = False  # trained by GRPOTrainer
     optim: str = "sgd"  # unlike Adam's, its steps show a wrongly scaled gradient
 
     @property
@@ -131,8 +138,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
             # transformers turns the search on for adapters, and DDP then fails on re-entrant checkpointing: "Expected to
             # mark a variable ready only once". GRPOTrainer needs the same setting.
             checkpointing["ddp_find_unused_parameters"] = False
-    return make_config(
-        folder / "trainer",
+    settings = dict(
         max_steps=STEPS,
         per_device_train_batch_size=GROUP * PROMPTS // processes // run.accumulation,
         gradient_accumulation_steps=run.accumulation,
@@ -153,18 +159,35 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         **checkpointing,
         **backend_settings(run),
     )
+    if run.row is not None:
+        settings |= row_settings(run, GROUP * PROMPTS // processes)
+    if run.grpo:
+        settings = {name: value for name, value in settings.items() if name in GRPO_FIELDS}
+    return make_config(folder / "trainer", GRPOConfig if run.grpo else CPPOConfig, **settings)
+
+
+def row_settings(run: Run, rows_of_a_step: int) -> dict[str, Any]:
+    settings = grpo_settings(run.row, rows_of_a_step, GROUP) | cppo_settings(run.row)
+    settings |= {"max_steps": 2, "cpl_coef": run.row["coefficient"], "share_prefix": run.row["share_prefix"]}
+    if run.backend == "ddp" and run.row["weights"].startswith("lora"):
+        settings["ddp_find_unused_parameters"] = False  # see make_args; both kinds of checkpointing take it
+    return settings
 
 
 def load_sharded(model: PreTrainedModel, args: CPPOConfig, folder: Path) -> PreTrainedModel:
     """The same model through from_pretrained, which shards while it loads once a ZeRO-3 configuration exists."""
     deepspeed.init_distributed("gloo")  # `accelerate launch` would have; else it shards for one process
-    with args.main_process_first():
-        if args.process_index == 0:
-            model.save_pretrained(folder / "model")
-    sharded = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
+    sharded = from_folder(model, args, folder)
     if not all(hasattr(parameter, "ds_id") for parameter in sharded.parameters()):
         raise AssertionError("zero3_init did not shard the model while loading it")
     return sharded
+
+
+def from_folder(model: PreTrainedModel, args: CPPOConfig, folder: Path) -> PreTrainedModel:
+    with args.main_process_first():
+        if args.process_index == 0:
+            model.save_pretrained(folder / "model")
+    return AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
 
 
 def whole_weights(model: torch.nn.Module, run: Run) -> dict[str, torch.Tensor]:
@@ -206,7 +229,12 @@ def train(run: Run, folder: Path) -> None:
     if run.zero3_init:
         model = load_sharded(model, args, folder)
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if run.lora else None
-    trainer = ScenarioTrainer(
+    if run.row is not None:
+        if run.row["reference"] != "none":  # which is loaded from a path
+            model = from_folder(model, args, folder)
+        lora = prepare_weights(model, run.row["weights"])
+    trainer_class = FixedGRPOTrainer if run.grpo else ScenarioTrainer
+    trainer = trainer_class(
         model=model,
         reward_funcs=hash_reward,
         args=args,
@@ -215,6 +243,8 @@ def train(run: Run, folder: Path) -> None:
         peft_config=lora,
     )
     trainer.scenario = run.scenario
+    if run.plain:
+        trainer._can_pack = lambda *scoring: False
     if run.kill_at is not None:
         trainer.add_callback(Kill(run.kill_at))
     trainer.train(resume_from_checkpoint=True if run.resume else None)
@@ -238,7 +268,15 @@ def forget_backend() -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     for settings in json.loads(sys.argv[2]):
-        train(Run(**settings), folder)
+        run = Run(**settings)
+        try:
+            train(run, folder)
+        except Exception as error:
+            if run.row is None:
+                raise
+            # A setting that is refused is refused by all processes alike; the other runs go on.
+            (folder / f"{run.name}.error").write_text(repr(error))
+            traceback.print_exc()
         forget_backend()
     if dist.is_initialized():  # else the interpreter may abort on its way out
         dist.destroy_process_group()

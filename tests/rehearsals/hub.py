@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in of the Hub that takes uploads, for the Hub's own client with `HF_ENDPOINT`; models still come from its cache."""
+"""A stand-in of the Hub that takes uploads, for the Hub's own client with `HF_ENDPOINT`; models come from its cache."""
 
 import base64
 import json
@@ -9,12 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+COMMIT = "0" * 40
+
 
 class Hub:
-    """While this is open, what is pushed to `address` lands in `folder`, by repository."""
+    """
+    While this is open, what is pushed to `address` lands in `folder`, by repository. The client asks it which files there
+    are, and has those of `cache` already.
+    """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, cache: Path):
         self.folder = folder
+        self.cache = cache
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -26,8 +32,8 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, path: str, body: bytes) -> dict[str, Any] | None:
-        """What the Hub says to a call of its API, or `None`: then the client takes its cache."""
+    def answer(self, path: str, body: bytes) -> dict[str, Any] | list[Any]:
+        """What the Hub says to a call of its API."""
         if path == "/api/repos/create":
             given = json.loads(body)
             name = "/".join(filter(None, [given.get("organization"), given["name"]]))
@@ -37,16 +43,22 @@ class Hub:
         if path == "/api/whoami-v2":
             return {"name": "your-name", "type": "user", "auth": {"accessToken": {"role": "write"}}, "orgs": []}
         parts = path.split("/")
-        if parts[:3] != ["", "api", "models"] or len(parts) < 6:
-            return None
-        name, call = "/".join(parts[3:5]), parts[5]
+        name, call = "/".join(parts[3:5]), parts[5] if len(parts) > 5 else None
         if call == "preupload":
             files = json.loads(body)["files"]
-            return {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+            return {
+                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            }
         if call == "commit":
             self._keep(name, body)
-            return {"commitOid": "0" * 40, "commitUrl": f"{self.address}/{name}/commit/{'0' * 40}", "success": True}
-        return {"id": name, "sha": "0" * 40, "siblings": []}
+            return {"commitOid": COMMIT, "commitUrl": f"{self.address}/{name}/commit/{COMMIT}", "success": True}
+        return [] if call == "tree" else {"id": name, "sha": COMMIT, "siblings": []}
+
+    def has(self, path: str) -> bool:
+        """Whether there is the file of a repository, `/ORG/NAME/resolve/REVISION/FILE`."""
+        _, organization, name, _, _, *file = path.split("/")
+        snapshot = self.cache / "hub" / f"models--{organization}--{name}" / "snapshots" / COMMIT
+        return snapshot.joinpath(*file).is_file()
 
     def _keep(self, name: str, body: bytes) -> None:
         for line in body.splitlines():
@@ -68,14 +80,19 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         do_HEAD = do_GET
 
         def _reply(self, body: bytes) -> None:
-            answer = hub.answer(self.path.split("?")[0], body)
-            data = json.dumps(answer).encode() if answer is not None else b""
-            self.send_response(500 if answer is None else 200)
-            self.send_header("Content-Type", "application/json")
+            path = self.path.split("?")[0]
+            file = not path.startswith("/api/")
+            data = b"" if file else json.dumps(hub.answer(path, body)).encode()
+            if not file or hub.has(path):
+                self.send_response(200)
+                self.send_header("ETag", COMMIT)
+                self.send_header("X-Repo-Commit", COMMIT)
+            else:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+            self.wfile.write(data)
 
         def log_message(self, *args):
             pass

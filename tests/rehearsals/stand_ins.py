@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from hub import COMMIT
 from layouts import layout_names, write_layout
 
 from trl_cppo import digits
@@ -25,15 +26,24 @@ ROOT = Path(__file__).parents[2]
 MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
 ROWS = 136  # of a data set: a generation batch of the ViRL39K recipes on two processes holds 128 prompts
 STEPS = 2
-FLAGS = {
-    "examples/train_cppo.py": {
-        "--use_cpu": [], "--max_steps": [str(STEPS)], "--max_completion_length": ["12"], "--save_steps": ["1"],
-        "--logging_steps": ["1"], "--report_to": ["none"], "--eval_canvases": ["8"],
-    },
-    "examples/evaluate.py": {"--max_completion_length": ["12"], "--num_rows": ["4"]},
-    "trl_cppo.report": {"--max_completion_length": ["12"], "--num_rows": ["2"]},
+LENGTH = ["--max_completion_length", "28"]  # of the embedded task's answers; others are shorter
+FLAGS = {  # by what a command starts
+    "examples/train_cppo.py": [
+        "--use_cpu", "--max_steps", str(STEPS), "--save_steps", "1", "--logging_steps", "1", "--report_to", "none",
+        "--eval_canvases", "8", *LENGTH,
+    ],
+    "examples/evaluate.py": ["--num_rows", "4", *LENGTH],
+    "trl_cppo.report": ["--num_rows", "2", *LENGTH],
+    "examples/prepare_dataset.py": [],
 }  # fmt: skip
-COMMIT = "0" * 40
+# Files that a command reads and no other one makes under that name: what does.
+LOGGED = "python examples/train_cppo.py --log_completions true"
+MADE_BY = {
+    "before.json": "python examples/evaluate.py --model digits --dataset digits --num_samples 2 --output before.json",
+    "after.json": "python examples/evaluate.py --model cppo-digits --dataset digits --num_samples 2 --output after.json",
+    "cppo-digits/completions/completions_00120.parquet": LOGGED,
+}
+SHORTER = {"completions_00120": f"completions_{STEPS:05}"}  # the last table of a run
 
 
 def fake_hub(folder: Path) -> Path:
@@ -94,10 +104,13 @@ def working_folder(folder: Path) -> Path:
     return folder
 
 
-def environment(hub: Path) -> dict[str, str]:
+def environment(hub: Path, address: str | None) -> dict[str, str]:
+    """Of a command's process. `address`: of the stand-in that takes uploads; without one the client is offline."""
+    reach = (
+        {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_TOKEN": "hf_test"} if address else {"HF_HUB_OFFLINE": "1"}
+    )
     return {
-        **os.environ, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ, **reach, "HF_HOME": str(hub), "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent / "site")]),
     }  # fmt: skip
 
@@ -111,19 +124,30 @@ def rehearsed(words: list[str], port: int) -> list[str]:
         port (`int`): a free one, for processes of two nodes to meet at.
     """
     program, *rest = words
+    if program == "hf":
+        return [str(Path(sys.executable).parent / "hf"), *rest]
     launcher = {
         "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
         "torchrun": ["-m", "torch.distributed.run"],
     }
     if program == "accelerate":
         rest = _on_cpus(rest, port)
-    script = next(name for name in FLAGS if name in rest)
-    flags = dict(FLAGS[script])
-    if script == "examples/train_cppo.py" and "--config" in rest:
-        recipe = yaml.safe_load((ROOT / rest[rest.index("--config") + 1]).read_text())
-        flags |= {"--use_vllm": ["False"]} if recipe.get("use_vllm") else {}
-    added = [word for name, values in flags.items() for word in (name, *values)]
-    return [sys.executable, *launcher.get(program, []), *rest, *added]
+    for long, short in SHORTER.items():
+        rest = [word.replace(long, short) for word in rest]
+    return [sys.executable, *launcher.get(program, []), *rest, *_flags(rest)]
+
+
+def _flags(words: list[str]) -> list[str]:
+    """What is added behind the words."""
+    flags = FLAGS[next(name for name in FLAGS if name in words)]
+    if "--max_steps" in words:  # few already
+        place = flags.index("--max_steps")
+        flags = flags[:place] + flags[place + 2 :]
+    if "--compare" in words and "--model" not in words:  # which reads two files, and takes no other flag
+        return []
+    if "--config" in words and yaml.safe_load((ROOT / words[words.index("--config") + 1]).read_text()).get("use_vllm"):
+        flags = [*flags, "--use_vllm", "False"]
+    return flags
 
 
 def _on_cpus(words: list[str], port: int) -> list[str]:
