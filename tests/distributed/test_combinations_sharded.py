@@ -1,0 +1,61 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Settings meet sharding: each pair of what people combine, on two processes.
+
+A row trains as the same row does in DDP with plain rows, or stops where GRPOTrainer stops too.
+"""
+
+import math
+
+import pytest
+from combinations import SHARED, cover, row_id
+from launching import LIMIT, Launches
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LIMIT)]
+BACKENDS = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+ROWS = cover(
+    {"backend": BACKENDS, "coefficient": [1.0, 0.0], "share_prefix": [True, False], "scenario": ["mixed", "text_only_rank"]}
+    | SHARED
+)
+TOLERANCE = {"float32": dict(rel=2e-4, abs=2e-5), "bf16": dict(rel=0.1, abs=0.05)}
+
+
+def runs_of(rows: dict[str, dict], **changes) -> list[dict]:
+    return [
+        {"name": name, "backend": row["backend"], "scenario": row["scenario"], "row": row, **changes}
+        for name, row in rows.items()
+    ]
+
+
+NAMED = {f"row{number}": row for number, row in enumerate(ROWS)}
+LAUNCHES = {"plain": (2, runs_of(NAMED, backend="ddp", plain=True))}
+for backend in BACKENDS:
+    rows = {name: row for name, row in NAMED.items() if row["backend"] == backend}
+    LAUNCHES |= {backend: (2, runs_of(rows)), f"grpo-{backend}": (2, runs_of(rows, grpo=True))}
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory, deepspeed_ops):
+    return Launches(tmp_path_factory.mktemp("launches"), LAUNCHES, deepspeed_ops)
+
+
+@pytest.mark.parametrize("name", NAMED, ids=lambda name: f"{name}-{row_id(NAMED[name])}")
+def test_a_row_trains_as_plain_rows_do(launches, name):
+    row = NAMED[name]
+    refused = launches.folder(row["backend"]) / f"{name}.error"
+    if refused.exists():
+        grpo = launches.folder(f"grpo-{row['backend']}") / f"{name}.error"
+        assert grpo.exists(), refused.read_text()
+        assert grpo.read_text() == refused.read_text() or refused.read_text().startswith("ValueError")
+        return
+    [logs, _] = launches.result(row["backend"], name).logs
+    [expected, _] = launches.result("plain", name).logs
+    steps = [log for log in logs if "loss" in log]
+    assert len(steps) == 2 and all(math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]) for log in steps)
+    assert row["coefficient"] == 0 or max(log["cpl/gated_ratio"] for log in steps) > 0
+    for log, expected_log in zip(logs, expected, strict=True):
+        for key in ("loss", "grad_norm", "kl", "cpl/loss"):
+            assert (key in log) == (key in expected_log), key
+            if log.get(key) is not None:
+                assert log[key] == pytest.approx(expected_log[key], **TOLERANCE[row["precision"]]), key
