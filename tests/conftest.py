@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from outcomes import OUTCOMES
 from PIL import Image as PILImage
 from tiny_models import build
 
@@ -164,11 +163,6 @@ def deepspeed_ops(tmp_path_factory):
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder)}
     subprocess.run([sys.executable, "-c", source], env=environment, check=True, timeout=3600, capture_output=True)
     return folder
-
-
-def pytest_runtest_logreport(report):
-    if report.when == "call" or report.outcome != "passed":
-        OUTCOMES[report.nodeid.rsplit("/", 1)[-1]] = report.outcome
 
 
 @pytest.fixture(autouse=True)

@@ -184,11 +184,10 @@ def test_without_table_or_loss_nothing_is_kept_or_added(tmp_path, monkeypatch, s
         assert not {"perception_tokens", "dataset_row"} & set(table.columns)
 
 
-@pytest.mark.timeout(200)
 def test_two_processes_bring_their_rows_together(tmp_path, tiny):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=180, env=environment)
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=1500, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = tables(tmp_path)
     assert len(first) == len(second) == 16
@@ -264,11 +263,10 @@ def logged_run(folder, tracker, **environment):
     """A training run in a process of its own, since the trackers keep state in theirs."""
     arguments = [sys.executable, "-c", LOGGED_RUN, str(Path(__file__).parent), str(folder), tracker]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=1500, env=environment, cwd=folder)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
-@pytest.mark.timeout(150)
 def test_wandb_gets_scalars_and_table(tmp_path):
     pytest.importorskip("wandb")
     logged_run(tmp_path, "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path), WANDB_SILENT="true")
@@ -281,7 +279,6 @@ def test_wandb_gets_scalars_and_table(tmp_path):
     assert any(row[column] for row in table["data"])
 
 
-@pytest.mark.timeout(150)
 def test_trackio_gets_scalars_and_table(tmp_path):
     pytest.importorskip("trackio")
     logged_run(tmp_path, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))

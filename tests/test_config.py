@@ -73,5 +73,5 @@ def test_import_is_light_and_silent():
         "import sys, trl_cppo; heavy = {'deepspeed', 'sklearn', 'matplotlib', 'vllm'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -24,7 +24,7 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path):
         elif path.is_file():
             shutil.copy(path, tmp_path)
     build = [sys.executable, "-m", "build", "--no-isolation", str(tmp_path)]
-    result = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(build, capture_output=True, text=True, timeout=1500)
     assert result.returncode == 0, result.stderr
     [wheel], [sdist] = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
     package = [path for path in (ROOT / "trl_cppo").rglob("*") if path.is_file() and path.suffix != ".pyc"]

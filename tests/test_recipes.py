@@ -82,7 +82,7 @@ def test_the_lora_recipe_takes_one_step_a_generation_of_whole_groups(monkeypatch
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "digits"], ids=lambda path: path.stem)
 def test_headers_launch_what_is_there(recipe):
     header = recipe.read_text().split("model_name_or_path")[0]
-    assert "NOT RUN HERE" in header and f"--config examples/configs/{recipe.name}" in header
+    assert "NOT RUN ON GPUS" in header and f"--config examples/configs/{recipe.name}" in header
     for path in re.findall(r"examples/\S+\.(?:yaml|py)", header):
         assert (EXAMPLES.parent / path).is_file(), path
     settings = yaml.safe_load(recipe.read_text())

@@ -64,6 +64,7 @@ def run_until_killed(folder, setting):
     assert said and status == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_killed_in_the_middle_of_accumulation_ends_where_the_unbroken_run_does(tmp_path, setting):
     run_until_killed(tmp_path / "killed", setting)
@@ -91,6 +92,7 @@ REUSED = dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_
         pytest.param({}, {3: True, 4: False}, id="within an epoch"),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [{}, GRPO], ids=["CPPO", "GRPO"])
 def test_resumes_exactly_from_where_grpo_does(tmp_path, settings, exact, classes):
     whole = make_trainer(tmp_path / "whole", max_steps=6, save_strategy="steps", save_steps=1, **settings, **classes)
@@ -129,6 +131,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)  # pytest's traceback holds a half-written file open
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails_at, room", [("model", 500_000), ("optimizer", 2_500_000)])
 def test_full_disk_leaves_the_checkpoint_before_it(small_disk, tmp_path, fails_at, room):
     output = small_disk / "out"

@@ -28,7 +28,7 @@ OWN = [
 
 def run(*arguments, cwd, launcher=(sys.executable,)):
     return subprocess.run(
-        [*launcher, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=500,
+        [*launcher, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=1500,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

@@ -15,7 +15,12 @@ from launching import LIMIT, Launches
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LIMIT)]
 BACKENDS = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 ROWS = cover(
-    {"backend": BACKENDS, "coefficient": [1.0, 0.0], "share_prefix": [True, False], "scenario": ["mixed", "text_only_rank"]}
+    {
+        "backend": BACKENDS,
+        "coefficient": [1.0, 0.0],
+        "share_prefix": [True, False],
+        "scenario": ["mixed", "text_only_rank"],
+    }
     | SHARED
 )
 TOLERANCE = {"float32": dict(rel=2e-4, abs=2e-5), "bf16": dict(rel=0.1, abs=0.05)}
