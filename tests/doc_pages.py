@@ -44,10 +44,10 @@ def spans_of(text: str) -> list[str]:
 
 
 def tables_below(page: Path, heading: str) -> list[list[str]]:
-    """The cells of each table row below a heading, up to the next one of the same rank, without the tables' heads."""
-    rank = heading.split(" ")[0]
+    """The cells of each table row below a heading, up to the next one of its rank or above, without the tables' heads."""
+    rank = len(heading.split(" ")[0])
     _, text = prose_of(page).split(f"\n{heading}\n")
-    text = re.split(rf"^{rank} ", text, flags=re.MULTILINE)[0]
+    text = re.split(rf"^#{{1,{rank}}} ", text, flags=re.MULTILINE)[0]
     lines = text.splitlines()
     rows = [
         line for line, following in zip(lines, [*lines[1:], ""], strict=True)
@@ -75,6 +75,7 @@ def named_commands(page: Path) -> list[list[str]]:
     text = "\n".join(block.text for block in blocks_of(page) if block.language in ("bash", "sh", "shell"))
     starts = ("python ", "accelerate ", "torchrun ", "DS_ACCELERATOR=")
     inline = [span for span in spans_of(prose_of(page)) if span.startswith(starts) and re.search(r"\.py\b| -m ", span)]
+    inline += [span for span in spans_of(prose_of(page)) if span.startswith(("trl ", "hf ")) and "--" in span]
     commands = commands_of("\n".join([text, *inline]))
     return [[word for word in command if word not in ("…", "...")] for command in commands]
 

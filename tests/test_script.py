@@ -149,6 +149,37 @@ def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp
     assert "needs math-verify: pip install" in error("--dataset_name", own_dataset)
 
 
+ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [[*ACCELERATE, "--quiet"], [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+     [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]],
+    ids=["accelerate --quiet", "accelerate, two processes", "torchrun"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (
+            ["--use_vllm", "true", "--model_name_or_path", "{model}", "--dataset_name", "{data}"],
+            "vLLM is not available",
+        ),
+        (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
+        (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
+    ],
+    ids=["no vLLM", "no Hub", "a wrong setting"],
+)
+def test_under_a_launcher_the_last_lines_say_what_is_wrong(random_model, own_dataset, tmp_path, launcher, flags, told):
+    """A page of the launcher's traceback may stand before them. (Without --quiet accelerate prints it behind, for one process.)"""
+    flags = [flag.format(model=random_model, data=own_dataset) for flag in flags]
+    result = run("--use_cpu", *flags, cwd=tmp_path, launcher=launcher)
+    assert result.returncode != 0
+    last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
+    assert "train_cppo.py: error: " in last and told in last
+
+
 def test_help_lists_every_flag(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_cppo.py", "--help"])
     with pytest.raises(SystemExit, match="0"):

@@ -61,7 +61,7 @@ def documented_commands() -> list[Command]:
 
 def not_rehearsed() -> list[str]:
     """How the commands begin that docs/distributed.md lists as not run, with what stood in for them."""
-    rows = tables_below(ROOT / "docs" / "distributed.md", "## What cannot be rehearsed")
+    rows = tables_below(ROOT / "docs" / "distributed.md", "### Commands that have not run")
     return [spans_of(row[0])[0] for row in rows]
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import free_port
-from documented import RECIPES, ROOT, Command, documented_commands, nodes_of, not_rehearsed, to_rehearse
+from documented import ROOT, Command, nodes_of, to_rehearse
 from hub import Hub
 from stand_ins import MADE_BY, STEPS, environment, fake_hub, processes_of, rehearsed, working_folder
 from transformers import AutoModelForImageTextToText
@@ -122,15 +122,3 @@ def test_a_recipe_goes_on_from_its_checkpoint(sandbox, commands):
     run = rehearsed([word for word in commands[0].words if word != "--push_to_hub"], free_port())
     sandbox.run([*run, "--max_steps", str(STEPS + 1), "--resume_from_checkpoint", "true"])
     check_training(sandbox.folder / output_of(run), commands, STEPS + 1)
-
-
-def test_every_recipe_is_rehearsed_as_its_header_says():
-    launched = "\n".join(command.text for group in GROUPS for command in group)
-    names = [recipe.name for recipe in RECIPES if recipe.stem != "digits"]  # which is what the script takes by itself
-    assert names and all(f"--config examples/configs/{name}" in launched for name in names)
-
-
-def test_what_is_not_rehearsed_is_documented():
-    texts = [command.text for command in documented_commands()]
-    for start in not_rehearsed():
-        assert any(text.startswith(start) for text in texts), f"no page has a command that begins {start!r} any more"
