@@ -40,8 +40,16 @@ CHECKPOINTING = {
 
 
 def cover(factors: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Rows of one value a factor in which each pair of values of two factors occurs; the same at each call."""
-    return [dict(zip(factors, row, strict=True)) for row in AllPairs(list(factors.values()))]
+    """
+    Rows of one value a factor in which each pair of values of two factors occurs that TRL allows; the same at each call.
+    A row that stops shows nothing of its other pairs.
+    """
+
+    def allowed(values: list[Any]) -> bool:
+        row = dict(zip(factors, values, strict=False))
+        return not (row.get("reference") == "synced" and row.get("weights", "").startswith("lora"))
+
+    return [dict(zip(factors, row, strict=True)) for row in AllPairs(list(factors.values()), filter_func=allowed)]
 
 
 def row_id(row: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ FACTORS = {
 IMAGES = {"one": [1] * 12, "several": [2, 1, 3] * 4, "mixed": [2, 0, 1, 0, 2, 1] * 2}
 GROUP = 4
 ROWS_OF_A_STEP = 12
-# Of two runs that differ in the order of their sums. Measured: see the closing lines of this file's last test.
+# Of two runs that differ in the order of their sums.
 TOLERANCE = {"float32": dict(rel=2e-4, abs=2e-5), "bf16": dict(rel=0.1, abs=0.05)}
 
 
@@ -94,6 +94,12 @@ def compare(row, logs, expected):
             assert (name in log) == (name in expected_log), name
             if log.get(name) is not None:
                 assert log[name] == pytest.approx(expected_log[name], **tolerance), name
+
+
+def test_what_no_row_combines_is_refused_by_trl(folders, tmp_path):
+    row = {name: values[0] for name, values in FACTORS.items()} | {"weights": "lora", "reference": "synced"}
+    with pytest.raises(NotImplementedError, match="sync_ref_model=False"):
+        train(row, folders("qwen2_5_vl"), tmp_path)
 
 
 @pytest.mark.parametrize("row", cover(FACTORS), ids=row_id)

@@ -158,6 +158,8 @@ def _on_cpus(words: list[str], port: int) -> list[str]:
         words[words.index("--main_process_port") + 1] = str(port)
     elif number != "1":
         words[1:1] = ["--main_process_port", "0"]  # any free one
+    if number != "1" and not {"--config_file", "--use_fsdp", "--multi_gpu"} & set(words):
+        words[1:1] = ["--multi_gpu"]  # which accelerate takes by itself where it sees several
     if "--num_processes" in words:
         words[words.index("--num_processes") + 1] = number
     elif number != "1":
