@@ -59,7 +59,7 @@ from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
-from trl_cppo.loading import DIGITS, RewardCountError, check_folder, load_rewards, load_split, stop
+from trl_cppo.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
 SETTINGS += ["seed", "dtype", "attn_implementation"]  # what results depend on, besides what `prepare` adds
@@ -319,7 +319,9 @@ def main() -> None:
         stop("evaluate.py", error)
     except torch.OutOfMemoryError as error:
         stop("evaluate.py", RuntimeError(f"{error} Lower --batch_size: finished questions are kept."))
+    state.wait_for_everyone()
     state.destroy_process_group()
+    leave(state.num_processes, state.device.type)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, load_rewards, load_split, stop
+from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
 from trl_cppo.markdown import is_hub_id
 from trl_cppo.model_card import CardExample
 from trl_cppo.plotting import metric_history
@@ -210,7 +210,9 @@ def main() -> None:
     trainer.accelerator.print(f"Model, card, {shown} are in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()
     trainer.end()
+    leave(trainer.accelerator.num_processes, trainer.accelerator.device.type)
 
 
 if __name__ == "__main__":

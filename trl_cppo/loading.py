@@ -48,6 +48,18 @@ def stop(program: str, error: Exception) -> NoReturn:
     sys.exit(line)
 
 
+def leave(processes: int, device: str) -> None:
+    """
+    End a command that went well, after its process group. Does nothing but on several CPU processes: gloo's threads may
+    abort an interpreter that winds up ("terminate called without an active exception"; once in some forty runs), and the
+    launcher would report a failure.
+    """
+    if processes > 1 and device == "cpu":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def check_folder(flag: str, path: str | None) -> None:
     """
     Refuse what reads like a path but is none; a Hub id has no dot or slash in front.

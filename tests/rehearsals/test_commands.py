@@ -52,7 +52,11 @@ class Sandbox:
                 with log.open("w") as output:
                     options = dict(cwd=self.folder, env=variables, stdout=output, stderr=output)
                     processes.append(subprocess.Popen(command, **options))
-            codes = [process.wait(LIMIT) for process in processes]
+            try:
+                codes = [process.wait(LIMIT) for process in processes]
+            finally:
+                for process in processes:
+                    process.terminate()  # torchrun passes it on; nothing happens to what has ended
         texts = [log.read_text() for log in logs]
         assert not any(codes), "\n".join(f"{code}: {text[-5000:]}" for code, text in zip(codes, texts, strict=True))
 
@@ -113,6 +117,8 @@ def check_training(output: Path, commands: list[Command], steps: int) -> None:
     text = commands[0].text
     if "zero" in text:
         assert len(list(checkpoint.glob("global_step*/*_optim_states.pt"))) == processes
+    if "--use_fsdp" in text:
+        assert list(checkpoint.glob("pytorch_model_fsdp*"))  # else it was DDP
     adapter = (output / "adapter_config.json").is_file()
     assert adapter == ("use_peft" in text or "lora" in text)
     if not adapter:
