@@ -233,6 +233,8 @@ def train(run: Run, folder: Path) -> None:
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False) if run.lora else None
     if run.row is not None:
         if run.row["reference"] != "none":  # which is loaded from a path
+            if run.backend == "zero3":
+                deepspeed.init_distributed("gloo")  # as in load_sharded
             model = from_folder(model, args, folder)
         lora = prepare_weights(model, run.row["weights"])
     trainer_class = FixedGRPOTrainer if run.grpo else ScenarioTrainer
