@@ -39,6 +39,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from datasets import Dataset
+from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import TrlParser
@@ -303,6 +304,7 @@ def compare_files(args: EvaluationArguments) -> None:
         write(Path(args.output), json.dumps(comparison, indent=2) + "\n")
 
 
+@record
 def main() -> None:
     try:
         [args] = TrlParser((EvaluationArguments,)).parse_args_and_config()

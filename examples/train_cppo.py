@@ -32,6 +32,7 @@ from typing import Any
 
 import yaml
 from datasets import Dataset, IterableDataset
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
@@ -165,7 +166,13 @@ def write_metrics(trainer: CPPOTrainer) -> None:
     history = metric_history(trainer.state.log_history)
     settings = ["seed", "max_steps", "learning_rate", "num_generations", "cpl_coef", "cpl_temperature"]
     settings += ["cpl_divergence", "cpl_reduction", "perception_token_ratio", "perception_score", "gate_by_advantage"]
-    settings += ["min_entropy_shift", "cpl_max_gradient_ratio", "information_preserving", "information_removing"]
+    settings += [
+        "beta",
+        "min_entropy_shift",
+        "cpl_max_gradient_ratio",
+        "information_preserving",
+        "information_removing",
+    ]
     report = {
         "steps": trainer.state.global_step,
         "settings": {name: getattr(args, name) for name in settings},
@@ -178,6 +185,7 @@ def write_metrics(trainer: CPPOTrainer) -> None:
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
+@record  # torchrun's page then ends with the error that stopped a training, not with how to enable that
 def main() -> None:
     try:
         script_args, training_args, model_args = parse()

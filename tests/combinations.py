@@ -10,7 +10,6 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 
 LOSSES = ["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"]
-# The first value of each is what a row of nothing but defaults has.
 SHARED: dict[str, list[Any]] = {
     "weights": ["full", "lora", "lora and head", "frozen vision"],
     "reference": ["none", "beta", "synced"],
@@ -42,12 +41,13 @@ CHECKPOINTING = {
 def cover(factors: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """
     Rows of one value a factor in which each pair of values of two factors occurs that TRL allows; the same at each call.
-    A row that stops shows nothing of its other pairs.
+    A row that stops shows nothing of its other pairs, nor does one on which GRPOTrainer fails where λ = 0.
     """
 
     def allowed(values: list[Any]) -> bool:
         row = dict(zip(factors, values, strict=False))
-        return not (row.get("reference") == "synced" and row.get("weights", "").startswith("lora"))
+        refused = row.get("reference") == "synced" and row.get("weights", "").startswith("lora")
+        return not refused and not (row.get("coefficient") == 0 and row.get("images") == "mixed")
 
     return [dict(zip(factors, row, strict=True)) for row in AllPairs(list(factors.values()), filter_func=allowed)]
 
@@ -77,8 +77,10 @@ def grpo_settings(row: dict[str, Any], rows_of_a_step: int, group: int) -> dict[
     return settings | REFERENCES[row["reference"]] | CHECKPOINTING[row["checkpointing"]]
 
 
-def cppo_settings(row: dict[str, Any]) -> dict[str, Any]:
+def cppo_settings(row: dict[str, Any], can_pack: bool = True) -> dict[str, Any]:
     return {
+        "cpl_coef": row["coefficient"],
+        "share_prefix": "auto" if row["coefficient"] == 0 else can_pack,
         "cpl_divergence": row["divergence"],
         "cpl_reduction": row["reduction"],
         "cpl_max_gradient_ratio": row["bound"],

@@ -70,13 +70,22 @@ def commands_of(text: str) -> list[list[str]]:
     return found
 
 
+SHELLS = ("bash", "sh", "shell", "console")
+LAUNCHERS = ("python", "python3", "accelerate", "torchrun", "deepspeed", "srun", "uv", "hf", "trl", "vllm", "ray")
+_STARTS = re.compile(rf"(?:\w+=\S+ )*(?:{'|'.join(LAUNCHERS)}) ")
+
+
 def named_commands(page: Path) -> list[list[str]]:
-    """Those of the page's shell blocks, and those in its prose that start a script or a module."""
-    text = "\n".join(block.text for block in blocks_of(page) if block.language in ("bash", "sh", "shell"))
-    starts = ("python ", "accelerate ", "torchrun ", "DS_ACCELERATOR=")
-    inline = [span for span in spans_of(prose_of(page)) if span.startswith(starts) and re.search(r"\.py\b| -m ", span)]
-    inline += [span for span in spans_of(prose_of(page)) if span.startswith(("trl ", "hf ")) and "--" in span]
-    commands = commands_of("\n".join([text, *inline]))
+    """Those of the page's shell blocks, and those in its prose that start a script, a module or a server; as they stand."""
+    text = page.read_text()
+    found = [(block.line, block.text) for block in blocks_of(page) if block.language in SHELLS]
+    blank = re.sub(r"^ *```.*?^ *```", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
+    for match in re.finditer(r"`([^`]+)`", blank):
+        span = " ".join(match[1].split())
+        server = span.startswith(("trl ", "vllm ", "hf ")) and "--" in span
+        if server or (_STARTS.match(span) and re.search(r"\.py\b| -m ", span)):
+            found.append((blank.count("\n", 0, match.start()) + 1, span))
+    commands = commands_of("\n".join(text for _, text in sorted(found, key=lambda item: item[0])))
     return [[word for word in command if word not in ("…", "...")] for command in commands]
 
 

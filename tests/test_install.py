@@ -14,7 +14,7 @@ from packaging.version import Version
 
 RECIPES = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
 TEXT = "\n".join(path.read_text() for path in (*PAGES, *RECIPES))
-EXTRAS = sorted(set(re.findall(r'pip install "\.\[([\w,]+)\]"', TEXT)))
+EXTRAS = sorted({*re.findall(r'pip install "\.\[([\w,]+)\]"', TEXT), "deepspeed,digits,math,peft,test,vllm"})
 
 
 def test_no_page_asks_for_packages_besides_our_extras():

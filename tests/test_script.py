@@ -164,7 +164,7 @@ ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
     [
         (
             ["--use_vllm", "true", "--model_name_or_path", "{model}", "--dataset_name", "{data}"],
-            "vLLM is not available",
+            'pip install "trl-cppo[vllm]"',
         ),
         (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
         (["--cpl_divergence", "js"], "cpl_divergence must be one of"),

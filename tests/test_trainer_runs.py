@@ -128,6 +128,12 @@ def test_vllm_gets_bad_words_and_no_argument_that_it_rejects(tmp_path):
     assert Engine.generation_kwargs == {"bad_words": ["see"], "seed": 1}
 
 
+def test_without_vllm_the_error_names_the_installation_that_fits(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_cppo.upstream.is_vllm_available", lambda: False)
+    with pytest.raises(ImportError, match=r'pip install "trl-cppo\[vllm\]", or set use_vllm=False'):
+        make_trainer(tmp_path, use_vllm=True)
+
+
 # Interface ------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from trl import GRPOTrainer
+from trl.import_utils import is_vllm_available
 
 from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
 from .image_row import ImagelessForwards
@@ -26,6 +27,9 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         check_trl(type(self), kwargs)
+        if kwargs["args"].use_vllm and not is_vllm_available():
+            # TRL's error tells to install `trl[vllm]`, which brings another transformers than fits.
+            raise ImportError('use_vllm=True needs vLLM: pip install "trl-cppo[vllm]", or set use_vllm=False.')
         super().__init__(*args, **kwargs)
         check_trainer(self)
         self._rollout_images: list[list[Any] | None] | None = None

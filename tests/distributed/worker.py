@@ -80,8 +80,9 @@ class Run:
 
     @property
     def images(self) -> list[int]:
-        images = sum(IMAGES.get(self.scenario, IMAGES["mixed"]), [])
-        return [1] * len(images) if self.grpo else images  # GRPOTrainer fails on text-only rows
+        if self.scenario == "all" or self.grpo:  # GRPOTrainer fails on text-only rows
+            return [1] * (PROMPTS * STEPS)
+        return sum(IMAGES.get(self.scenario, IMAGES["mixed"]), [])
 
 
 class ScenarioTrainer(FixedCPPOTrainer):
@@ -169,7 +170,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
 
 def row_settings(run: Run, rows_of_a_step: int) -> dict[str, Any]:
     settings = grpo_settings(run.row, rows_of_a_step, GROUP) | cppo_settings(run.row)
-    settings |= {"max_steps": 2, "cpl_coef": run.row["coefficient"], "share_prefix": run.row["share_prefix"]}
+    settings["max_steps"] = 2
     if run.backend == "ddp" and run.row["weights"].startswith("lora"):
         settings["ddp_find_unused_parameters"] = False  # see make_args; both kinds of checkpointing take it
     return settings

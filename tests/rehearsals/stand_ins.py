@@ -36,6 +36,11 @@ FLAGS = {  # by what a command starts
     "trl_cppo.report": ["--num_rows", "2", *LENGTH],
     "examples/prepare_dataset.py": [],
 }  # fmt: skip
+LAUNCHERS = {
+    "python": [],
+    "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
+    "torchrun": ["-m", "torch.distributed.run"],
+}
 # Files that a command reads and no other one makes under that name: what does.
 LOGGED = "python examples/train_cppo.py --log_completions true"
 MADE_BY = {
@@ -126,15 +131,16 @@ def rehearsed(words: list[str], port: int) -> list[str]:
     program, *rest = words
     if program == "hf":
         return [str(Path(sys.executable).parent / "hf"), *rest]
-    launcher = {
-        "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
-        "torchrun": ["-m", "torch.distributed.run"],
-    }
+    if program not in LAUNCHERS or not any(name in rest for name in FLAGS):
+        raise ValueError(
+            f"{' '.join(words)} has no rehearsal: teach tests/rehearsals/stand_ins.py what stands in for it, or list it in "
+            "docs/distributed.md among the commands that have not run."
+        )
     if program == "accelerate":
         rest = _on_cpus(rest, port)
     for long, short in SHORTER.items():
         rest = [word.replace(long, short) for word in rest]
-    return [sys.executable, *launcher.get(program, []), *rest, *_flags(rest)]
+    return [sys.executable, *LAUNCHERS[program], *rest, *_flags(rest)]
 
 
 def _flags(words: list[str]) -> list[str]:

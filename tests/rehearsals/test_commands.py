@@ -24,7 +24,7 @@ from hub import Hub
 from stand_ins import MADE_BY, STEPS, environment, fake_hub, processes_of, rehearsed, working_folder
 from transformers import AutoModelForImageTextToText
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 1500)]
 GROUPS = nodes_of(to_rehearse())
 TRAIN = "examples/train_cppo.py"
 LIMIT = 1500  # seconds for one command, which takes 5 to 60; only a guard against hanging
@@ -112,6 +112,8 @@ def check_training(output: Path, commands: list[Command], steps: int) -> None:
     assert [entry["step"] for entry in logged] == list(range(1, steps + 1))
     assert all(math.isfinite(float(entry[name])) for entry in logged for name in ("loss", "grad_norm"))
     assert max(float(entry["cpl/gated_ratio"]) for entry in logged) > 0  # else the rehearsal shows nothing
+    if float(report["settings"].get("beta", 0)):
+        assert all("kl" in entry for entry in logged)
     processes = max(processes_of(command.words) for command in commands)
     assert len(list(checkpoint.glob("rng_state*.pth"))) == processes
     text = commands[0].text
