@@ -304,7 +304,6 @@ def compare_files(args: EvaluationArguments) -> None:
         write(Path(args.output), json.dumps(comparison, indent=2) + "\n")
 
 
-@record
 def main() -> None:
     try:
         [args] = TrlParser((EvaluationArguments,)).parse_args_and_config()
@@ -327,4 +326,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    record(main)()  # torchrun's page then ends with the error that stopped a run

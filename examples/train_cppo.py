@@ -185,7 +185,6 @@ def write_metrics(trainer: CPPOTrainer) -> None:
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-@record  # torchrun's page then ends with the error that stopped a training, not with how to enable that
 def main() -> None:
     try:
         script_args, training_args, model_args = parse()
@@ -224,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    record(main)()  # torchrun's page then ends with the error that stopped a run

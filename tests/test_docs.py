@@ -127,13 +127,13 @@ def parser_of(script: str) -> argparse.ArgumentParser:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(argparse.ArgumentParser, "print_help", lambda self, file=None: found.append(self))
         patch.setattr(sys, "argv", [script, "--help"])
-        with pytest.raises(SystemExit) as stop:
+        with contextlib.suppress(SystemExit):
             if script.endswith(".py"):
                 patch.syspath_prepend((ROOT / script).parent)  # as python does
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
                 runpy.run_module(script, run_name="__main__")
-    assert found and not stop.value.code, f"{script} --help ended with {stop.value.code!r}"
+    assert found, f"{script} --help prints no help"
     found[0].allow_abbrev = False
     return found[0]
 
