@@ -90,7 +90,8 @@ def test_reasoning_without_a_final_answer_is_an_error_not_a_zero(solution):
 
 
 @pytest.mark.parametrize(
-    ("mark", "end"), [("<answer>", "</answer>"), ("</answer>", ""), ("<answer></think>", "\\boxed{1}"), ("\\boxed{", "")]
+    ("mark", "end"),
+    [("<answer>", "</answer>"), ("</answer>", ""), ("<answer></think>", "\\boxed{1}"), ("\\boxed{", "")],
 )
 def test_ten_megabytes_of_marks_are_read_in_linear_time(mark, end):
     """No clock, for a busy machine: a regular expression of quadratic time would run into pytest's guard (1800 s)."""
