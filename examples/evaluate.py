@@ -61,6 +61,7 @@ from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
 from trl_cppo.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
+from trl_cppo.rewards import boxed_accuracy_reward
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
 SETTINGS += ["seed", "dtype", "attn_implementation"]  # what results depend on, besides what `prepare` adds
@@ -186,7 +187,8 @@ def load_reward(args: EvaluationArguments) -> tuple[str, Callable[..., Any]]:
 def load_rows(args: EvaluationArguments, reward: Callable[..., Any]) -> tuple[Dataset, str]:
     """The rows to evaluate, and what errors call their data set."""
     required = ("prompt", "solution") if "solution" in inspect.signature(reward).parameters else ("prompt",)
-    dataset = load_split(args.dataset, args.split, required=required, config=args.dataset_config)
+    graded = reward is boxed_accuracy_reward
+    dataset = load_split(args.dataset, args.split, required=required, config=args.dataset_config, graded=graded)
     return dataset.select(range(min(len(dataset), args.num_rows or len(dataset)))), f"{args.dataset} ({args.split})"
 
 

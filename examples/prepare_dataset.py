@@ -11,16 +11,18 @@ what CPPOTrainer and GRPOTrainer read.
     python examples/prepare_dataset.py --dataset hiyouga/geometry3k --output data/geometry3k \
         --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512
 
-The output is a folder of parquet files for `load_dataset(folder)` and `examples/train_cppo.py --dataset_name folder`.
+The output is a folder of parquet files for `load_dataset(folder)` and `examples/train_cppo.py --dataset_name folder`. The
+same command again does nothing.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from datasets.exceptions import DatasetGenerationError
 
 from trl_cppo.data import PROMPT_SUFFIX, prepare, write
-from trl_cppo.data.build import EXISTS
+from trl_cppo.data.build import is_made_with
 from trl_cppo.loading import check_folder, stop
 
 
@@ -40,29 +42,39 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the content of the output depends on, by the names of `prepare`'s arguments."""
+    return {
+        "name": args.dataset,
+        "splits": args.split,
+        "model": args.model,
+        "max_prompt_length": args.max_prompt_length,
+        "prompt_suffix": args.prompt_suffix,
+        "skip_broken": args.skip_broken,
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
+    options = options_of(args)
+    if is_made_with(args.output, options) and not args.overwrite:
+        print(f"{args.output} is there already, made by this command: nothing to do.")
+        return
     try:
         for name in ("max_prompt_length", "num_proc"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
         check_folder("--model", args.model)
-        if Path(args.output).exists() and not args.overwrite:  # known before the work, not after it
-            raise FileExistsError(f"{args.output} {EXISTS}")
+        if Path(args.output).expanduser().exists() and not args.overwrite:  # known before the work, not after it
+            raise FileExistsError(
+                f"{args.output} exists, and was not made by this very command. Choose another --output, or --overwrite."
+            )
         if Path(args.dataset).is_dir() and Path(args.output).resolve().is_relative_to(Path(args.dataset).resolve()):
             raise ValueError(
                 f"{args.output} is inside of {args.dataset}, which would then hold both. Choose another --output."
             )
-        dataset, counts = prepare(
-            args.dataset,
-            args.split,
-            args.model,
-            args.max_prompt_length,
-            args.prompt_suffix,
-            args.skip_broken,
-            args.num_proc,
-        )
-        write(dataset, args.output, args.overwrite)
+        dataset, counts = prepare(**options, num_proc=args.num_proc)
+        write(dataset, args.output, args.overwrite, options)
     except (ValueError, OSError, DatasetGenerationError) as error:
         stop("prepare_dataset.py", error)
     for split, reasons in counts.items():

@@ -41,7 +41,7 @@ from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, leave
 from trl_cppo.markdown import is_hub_id
 from trl_cppo.model_card import CardExample
 from trl_cppo.plotting import metric_history
-from trl_cppo.rewards import think_boxed_format_reward
+from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
 
 DIGITS_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 
@@ -113,6 +113,7 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
         required=required,
         config=script_args.dataset_config,
         streaming=script_args.dataset_streaming,
+        graded=boxed_accuracy_reward in functions,
     )
     train_dataset = load(script_args.dataset_train_split)
     eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None

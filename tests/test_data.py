@@ -311,9 +311,7 @@ def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
 def test_the_command_refuses_in_one_line(tmp_path, capsys):
     source = geometry3k(tmp_path / "source", [("<image>?", "1")], ["train"])
     (tmp_path / "out").mkdir()
-    with pytest.raises(
-        SystemExit, match="^prepare_dataset.py: error: .*out exists. If the same command made it, use it"
-    ):
+    with pytest.raises(SystemExit, match="^prepare_dataset.py: error: .*out exists, and was not made by this"):
         run("--dataset", source, "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match="is inside of .*source, which would then hold both"):
         run("--dataset", source, "--output", source / "data" / "out")
@@ -324,6 +322,39 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit, match="^prepare_dataset.py: error: [^\n]*$"):
         run("--dataset", source, "--output", tmp_path / "other")
     assert {path.name for path in tmp_path.iterdir()} == {"source", "out", "cache"}  # no scratch folder is left
+
+
+def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, model, capsys):
+    source = geometry3k(tmp_path / "source", [("<image>?", "1")] * 3, ["train", "test"])
+    out = tmp_path / "out"
+    command = ["--dataset", source, "--output", out, "--split", "train", "--model", model]
+    run(*command, "--num_proc", 2)
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert [path.name for path in out.iterdir() if path.name != "data"] == [".prepared.json"]
+    for streaming in (False, True):  # `datasets` passes over the record
+        splits = load_dataset(str(out), streaming=streaming)
+        assert list(splits) == ["train"] and len(list(splits["train"])) == 3
+    for again in ([], ["--num_proc", 3], ["--max_prompt_length", 512]):  # the last is the default
+        capsys.readouterr()
+        run(*command, *again)
+        assert capsys.readouterr().out == f"{out} is there already, made by this command: nothing to do.\n"
+    others = [
+        ["--max_prompt_length", 400],
+        ["--prompt_suffix", "x"],
+        ["--skip_broken"],
+        ["--split", "test"],
+        ["--model", source],
+    ]
+    for other in [*others, ["--dataset", tmp_path]]:
+        with pytest.raises(SystemExit, match="^prepare_dataset.py: error: .*out exists, .* or --overwrite"):
+            run(*command, *other)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
+    run(*command, "--overwrite", "--prompt_suffix", "x")
+    run(*command, "--prompt_suffix", "x")
+    assert capsys.readouterr().out.endswith("nothing to do.\n")
+    (out / ".prepared.json").write_bytes(b"\xff")  # not ours
+    with pytest.raises(SystemExit, match="--overwrite"):
+        run(*command, "--prompt_suffix", "x")
 
 
 def test_an_error_while_writing_leaves_the_older_folder(tmp_path, monkeypatch):

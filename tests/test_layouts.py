@@ -92,6 +92,7 @@ def test_open_r1_has_one_image_a_row_and_final_answers_alone(tmp_path):
         "<answer>\\boxed{2}</answer>": "\\boxed{2}",
         "<think>a</think> \\boxed{7}": "\\boxed{7}",
         "<think>a</think>\n\n<answer>Final answer: x = 5</answer>": "\\boxed{x = 5}",
+        "<think>a</think>\n\n<answer>The choice is yours</answer>": "\\boxed{The choice is yours}",
     }
     path = open_r1(tmp_path / "source", solutions)
     for metadata in (True, False):
@@ -100,7 +101,7 @@ def test_open_r1_has_one_image_a_row_and_final_answers_alone(tmp_path):
         rows = prepare(str(tmp_path / "source"))[0]["train"]
         assert rows["solution"][:] == list(solutions.values())
         assert [[image.tobytes() for image in row["images"]] for row in rows] == [
-            [picture(i).tobytes()] for i in range(6)
+            [picture(i).tobytes()] for i in range(7)
         ]
         assert [part["text"] for part in rows[0]["prompt"][0]["content"]] == [None, f"How many? {PROMPT_SUFFIX}"]
         assert rows[0]["original_answer"] == "Answer:C"

@@ -319,14 +319,14 @@ def test_format_is_its_definition(tokens, begun):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("start", "mark"),
     [
-        "<think></think>" + "\\boxed{" * 140_000, "<think>" * 140_000, "<think>" + "</think>" * 125_000, " " * MEGABYTE,
-        "<think>" + "</think>\\boxed{" * 66_000, "\\boxed" + " " * MEGABYTE, "\\boxed{" + "\\" * MEGABYTE, "{" * MEGABYTE,
+        ("<think></think>", "\\boxed{"), ("", "<think>"), ("<think>", "</think>"), ("", " "),
+        ("<think>", "</think>\\boxed{"), ("\\boxed", " "), ("\\boxed{", "\\"), ("", "{"),
     ],
 )  # fmt: skip
-def test_a_megabyte_of_marks_is_read_in_two_seconds(text):
-    start = time.process_time()
+def test_ten_megabytes_of_marks_are_read_in_linear_time(start, mark):
+    """No clock, for a busy machine: a regular expression of quadratic time would run into pytest's guard (1800 s)."""
+    text = start + mark * (10 * MEGABYTE // len(mark))
     assert think_boxed_format_reward([text]) == boxed_accuracy_reward([text], ["1"]) == [0.0]
-    assert time.process_time() - start < 2
     assert GRADER.overruns == 0

@@ -130,9 +130,12 @@ def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp
     make_rows([1]).remove_columns("solution").save_to_disk(tmp_path / "no_solution")
     make_rows([1]).select([]).save_to_disk(tmp_path / "empty")
     make_rows([1]).select([]).to_parquet(tmp_path / "no_rows" / "train.parquet")
+    reasoned = make_rows([1, 1]).remove_columns("solution").add_column("solution", ["1", "<think>3 + 5"])
+    reasoned.save_to_disk(tmp_path / "reasoned")
     (tmp_path / "three.py").write_text("def three(**kwargs):\n    return [0.0, 1.0, 2.0]\n")
     assert "no column 'prompt'" in error("--dataset_name", "no_prompt")
     assert "no column 'solution'" in error("--dataset_name", "no_solution")
+    assert "error: Row 1 of reasoned (train), column 'solution': " in error("--dataset_name", "reasoned")
     for name in ("empty", "no_rows"):
         assert f"{name} cannot be loaded" in error("--dataset_name", name)
     assert "has no split 'dev', only" in error("--dataset_name", own_dataset, "--dataset_train_split", "dev")

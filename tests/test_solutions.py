@@ -2,27 +2,74 @@
 # SPDX-License-Identifier: Apache-2.0
 """What counts of a solution that reasons: its final answer, or an error."""
 
-import time
-
 import pytest
 
-from trl_cppo.grading import final_answer
+from trl_cppo.grading import final_answer, is_right, without_lead_in
 from trl_cppo.rewards import boxed_accuracy_reward
 
 
 @pytest.mark.parametrize(
     ("solution", "final"),
     [
-        ("<think>3 + 5 = 8</think> <answer>The correct answer is C</answer>", "C"), ("The answer is C.", "C"), ("Answer: 45", "45"),
-        ("<think>a</think>\n\n<answer>\nThe correct option is: (B)\n</answer>", "(B)"), ("The final answer is: \\frac{1}{2}", "\\frac{1}{2}"),
-        ("<answer>3</answer> or <answer>8</answer>", "8"), ("<think>\\boxed{3}</think> \\boxed{8}", "8"), ("\\boxed{The answer is 8}", "8"),
+        ("<think>3 + 5 = 8</think> <answer>The correct answer is C</answer>", "The correct answer is C"), ("The answer is C.", "The answer is C."),
+        ("<think>a</think>\n\n<answer>\n(B)\n</answer>", "(B)"), ("\\boxed{8} <think>\\boxed{3}", "8"),
+        ("<think>\\boxed{3}</think> \\boxed{8} <think>\\boxed{5} + 5", "8"),
+        ("<answer>3</answer> or <answer>8</answer>", "8"), ("<think>\\boxed{3}</think> \\boxed{8}", "8"), ("\\boxed{The answer is 8}", "The answer is 8"),
         ("<think><answer>3</answer></think> <answer>\\boxed{8}</answer>", "8"), ("<think>\\boxed{3}, \\boxed{8}</think>\n", "8"),
-        ("<answer>2 < 3</answer> <answer>", "2 < 3"), ("Answer", "Answer"), ("The answer is", "The answer is"), ("the right angle", "the right angle"),
-        ("optional: no", "optional: no"), (" 5 ", "5"), ("\\boxed{1", "\\boxed{1"), ("x < 3", "x < 3"), ("", ""),
+        ("<answer>2 < 3</answer> <answer>", "2 < 3"), (" 5 ", "5"), ("\\boxed{1", "\\boxed{1"), ("x < 3", "x < 3"), ("", ""),
     ],
 )  # fmt: skip
 def test_the_final_answer_of_a_solution(solution, final):
     assert final_answer(solution) == final
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("The answer is C.", "C"), ("Answer: 45", "45"), ("The correct option is: (B)", "(B)"), ("the choice is yours", "yours"),
+        ("The final answer is: \\frac{1}{2}", "\\frac{1}{2}"), ("Final answer:x", "x"), ("The answer is-5", "-5"),
+        ("The answer isn't 5", "The answer isn't 5"), ("Answer", "Answer"), ("The answer is", "The answer is"), ("Answer: ", "Answer: "),
+        ("the right angle", "the right angle"), ("optional: no", "optional: no"), ("C.", "C."), ("", ""),
+    ],
+)  # fmt: skip
+def test_words_in_front_of_an_answer(text, bare):
+    assert without_lead_in(text) == bare
+
+
+def differ(gold, answer):
+    """In place of math-verify: whatever the text leaves to it is wrong."""
+    return False
+
+
+SENTENCES = [
+    "The answer is C",
+    "The answer is not known",
+    "Answer: 45",
+    "The choice is yours",
+    "The answer isn't 5",
+    "The answer is $x$.",
+]
+
+
+@pytest.mark.parametrize(
+    "text", [*SENTENCES, "Answer", "The answer is", "\\text{The answer is }C", "Answer: Answer: 5", "the right angle"]
+)
+def test_the_same_text_is_right(text):
+    for solution in (text, f"{text}.", f"\\boxed{{{text}}}", f"<think>3</think> <answer>{text}</answer>"):
+        assert is_right(solution, text, differ)
+    assert not is_right(text, "3", differ)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer", "right"),
+    [
+        ("The answer is C.", "C", True), ("C", "The answer is C.", True), ("A", "Answer: A", True), ("Answer: A", "A", True),
+        ("The answer is $x$.", "x", True), ("x", "\\text{The answer is } $x$", True), ("The answer is not known", "not known", True),
+        ("The answer is C.", "The answer is D.", False), ("The answer isn't 5", "5", False), ("The answer isn't 5", "n't 5", False),
+    ],
+)  # fmt: skip
+def test_words_in_front_of_either_side_do_not_count(solution, answer, right):
+    assert is_right(solution, answer, differ) == right
 
 
 REASONING = "<think>3 + 5 = 8</think>"
@@ -30,7 +77,9 @@ REASONING = "<think>3 + 5 = 8</think>"
 
 @pytest.mark.parametrize(
     "solution", [REASONING, f"{REASONING} 8", f"{REASONING} <answer>8", f"{REASONING} <answer> </answer>", f"{REASONING} \\boxed{{}}",
-                 "<think>\\boxed{3}</think> It is 8.", "<think>3 + 5", "8</answer>"],
+                 "<think>\\boxed{3}</think> It is 8.", "<think>3 + 5", "8</answer>",
+                 "<think>\\boxed{3} + 5", "<think>a</think> text <think>\\boxed{3}", "<think>\\boxed{3}</think> <think>\\boxed{5}",
+                 "<think>so <answer>3</answer>?"],
 )  # fmt: skip
 def test_reasoning_without_a_final_answer_is_an_error_not_a_zero(solution):
     with pytest.raises(ValueError, match=r"column 'solution': .* no final answer in .*boxed.* or <answer>") as error:
@@ -40,12 +89,10 @@ def test_reasoning_without_a_final_answer_is_an_error_not_a_zero(solution):
         boxed_accuracy_reward(["\\boxed{8}"], [solution + "<think>" + "long " * 1000])
 
 
-def test_a_megabyte_of_marks_is_read_in_a_second():
-    start = time.process_time()
-    for text in (
-        "<answer>" * 125_000 + "</answer>",
-        "</answer>" * 110_000,
-        "<answer></think>" * 62_000 + "\\boxed{1}",
-    ):
-        final_answer(text + "<answer>8</answer>")
-    assert time.process_time() - start < 1
+@pytest.mark.parametrize(
+    ("mark", "end"),
+    [("<answer>", "</answer>"), ("</answer>", ""), ("<answer></think>", "\\boxed{1}"), ("\\boxed{", "")],
+)
+def test_ten_megabytes_of_marks_are_read_in_linear_time(mark, end):
+    """No clock, for a busy machine: a regular expression of quadratic time would run into pytest's guard (1800 s)."""
+    assert final_answer(f"{mark * (10_000_000 // len(mark))}{end}<answer>8</answer>") == "8"

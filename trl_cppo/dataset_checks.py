@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.utils.data
-from datasets import Dataset, List, Value
+from datasets import ClassLabel, Dataset, List, Value
 from PIL import Image as PILImage
 from transformers import BaseImageProcessor
 from trl import prepare_multimodal_messages
 
 from .data.layouts import ANSWERS, QUESTIONS, find_layout
+from .grading import final_answer
 
 ROW_NAME = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: what errors call the row
 
@@ -75,30 +76,66 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
 
 def _way_to_prompts(dataset: Dataset, source: str) -> str:
     """What makes a `prompt`. A string under that name would be no conversation, so only messages are renamed."""
-    for column, feature in dataset.features.items():
-        message = feature.feature if isinstance(feature, List) else None
-        if isinstance(message, dict) and {"role", "content"} <= message.keys():
-            return f"Rename the conversations: dataset.rename_column({column!r}, 'prompt')."
+    conversations = _conversation_columns(dataset)
+    if conversations:
+        return f"Rename the conversations: dataset.rename_column({conversations[0]!r}, 'prompt')."
     if find_layout(dataset.column_names) is not None:
         return (
             f"Prepare it: python examples/prepare_dataset.py --dataset {source} --output data/prepared, and train on that "
             "folder; in Python: trl_cppo.data.prepare."
         )
-    question = next((column for column in QUESTIONS if column in dataset.column_names), "question")
+    question = next((column for column in (*QUESTIONS, "query") if column in dataset.column_names), None)
+    if question is None:
+        return "A prompt is a conversation, [{'role': 'user', 'content': …}]. Make it of your question column."
     return (
         "A prompt is a conversation. Make it of the question: dataset.map(lambda row: "
         f"{{'prompt': [{{'role': 'user', 'content': row[{question!r}]}}]}})."
     )
 
 
+def _conversation_columns(dataset: Dataset) -> list[str]:
+    """The columns of messages, the likeliest prompt first; not the two of a preference, which end with the answers."""
+    columns = []
+    for column, feature in dataset.features.items():
+        message = feature.feature if isinstance(feature, List) else None
+        if isinstance(message, dict) and {"role", "content"} <= message.keys():
+            columns.append(column)
+    columns = [column for column in columns if column not in ("chosen", "rejected")]
+    return sorted(columns, key=lambda column: (column != "messages", column != "conversations"))
+
+
 def _way_to_answers(dataset: Dataset, column: str) -> str:
     """What makes a `solution`, which the rewards take as strings only."""
     answer = next((name for name in ANSWERS if name in dataset.column_names), None)
-    if answer is None:
+    feature = None if answer is None else dataset.features[answer]
+    if not isinstance(feature, (Value, ClassLabel)):
         return "The reward needs the right answers, as strings: add them, or choose a reward that needs none."
-    if dataset.features[answer] == Value("string"):
+    if feature == Value("string"):
         return f"Rename the right answers: dataset.rename_column({answer!r}, {column!r})."
-    return f"Make strings of the right answers: dataset.map(lambda row: {{{column!r}: str(row[{answer!r}])}})."
+    text = f"str(row[{answer!r}])"
+    if isinstance(feature, ClassLabel):  # rows hold the class's number, which is no answer
+        text = f"dataset.features[{answer!r}].int2str(row[{answer!r}])"
+    return f"Make strings of the right answers: dataset.map(lambda row: {{{column!r}: {text}}})."
+
+
+def check_solutions(dataset: Any, name: str) -> None:
+    """
+    Check that each row's `solution` can be graded: before the training, not after hours of it. No image is decoded.
+
+    Args:
+        dataset: as for [`check_dataset`], with a column `solution`.
+        name (`str`): how the error calls it.
+
+    Raises:
+        `ValueError`: in one line that names the first such row and says what to do.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    for index, row in enumerate(dataset.select_columns(["solution"])):
+        try:
+            final_answer(row["solution"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Row {index} of {name}, {error}") from error
 
 
 class LocatedRows(torch.utils.data.Dataset):

@@ -16,7 +16,7 @@ _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 _LEAD_IN = re.compile(
-    r"(?:the )?(?:(?:correct|final|right) )?(?:answer|option|choice)(?:(?: is)?:| is) *(?=\S)", re.IGNORECASE
+    r"(?:the )?(?:(?:correct|final|right) )?(?:answer|option|choice)(?:(?: is)?:| is\b) *(?=\S)", re.IGNORECASE
 )
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|operatorname|boldsymbol)\s*\{"
@@ -88,16 +88,23 @@ def last_boxed(text: str) -> str | None:
 def final_answer(solution: str) -> str:
     r"""
     What a solution says in the end: the last `<answer>…</answer>`, in it or without one the last `\boxed{…}`, else all of
-    it; without words such as "The correct answer is" in front.
+    it.
 
-    What stands before `</think>` is reasoning, whose boxes and tags are steps, and counts only if nothing follows.
+    What stands before `</think>` is reasoning, whose boxes and tags are steps, and counts only if nothing follows. What
+    stands behind a `<think>` that is not closed was cut off and never counts.
 
     Raises:
+        `TypeError`: if the solution is not a string.
         `ValueError`: if there is reasoning and no final answer. To compare with the reasoning would punish the right
             answer and praise an intermediate result.
     """
-    text = solution.rpartition("</think>")[2]
-    text = text if text.strip() else solution
+    if not isinstance(solution, str):
+        raise TypeError(
+            f"column 'solution': a solution must be a string; got {solution!r}. Cast the column: "
+            "dataset.cast_column(...), or leave the row out."
+        )
+    reasoning, _, rest = solution.rpartition("</think>")
+    text = rest.partition("<think>")[0] if rest.strip() else reasoning
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1
     text = text[start + len("<answer>") : end] if start >= 0 else text
@@ -110,16 +117,21 @@ def final_answer(solution: str) -> str:
             f"column 'solution': {shown!r} holds reasoning, but no final answer in \\boxed{{}} or <answer></answer>, so "
             "nothing can be graded against it. Put the final answer into \\boxed{}, or leave the row out."
         )
-    lead_in = _LEAD_IN.match(answer)
-    return answer[lead_in.end() :].removesuffix(".") if lead_in else answer
+    return answer
+
+
+def without_lead_in(text: str) -> str:
+    """An answer without words such as "The correct answer is" in front, and then without its full stop."""
+    lead_in = _LEAD_IN.match(text)
+    return text[lead_in.end() :].removesuffix(".") if lead_in else text
 
 
 def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> bool:
     r"""
     Whether an answer is the gold one.
 
-    In this order: equal after normalisation; the letter of a multiple choice; text, where the gold is text; the same
-    number of the same unit; else mathematics.
+    Both without their lead-in, in this order: equal after normalisation; the letter of a multiple choice; text, where the
+    gold is text; the same number of the same unit; else mathematics.
 
     Args:
         gold (`str`): the solution, whose [`final_answer`] counts.
@@ -131,12 +143,11 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
         `TypeError`: if the gold is not a string.
         `ValueError`: if it is reasoning without an answer.
     """
-    if not isinstance(gold, str):
-        raise TypeError(f"a solution must be a string; got {gold!r}. Cast the column: dataset.cast_column(...).")
     gold = final_answer(gold)
     if answer is None or not answer or len(answer) > max(MAX_LENGTH, 2 * len(gold)):
         return False
-    gold, answer = normalise(gold), normalise(answer)
+    # The lead-in may be in a font command, or mathematics in its delimiters behind it.
+    gold, answer = (normalise(without_lead_in(normalise(text))) for text in (gold, answer))
     if not gold or not answer:
         return False
     if gold.casefold() == answer.casefold():
@@ -145,7 +156,7 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
     if letter is not None and letter.isupper():  # a lower-case letter is a variable
         chosen, _ = _choice(answer)
         return (chosen or "").upper() == letter or (meaning is not None and is_right(meaning, answer, equal))
-    if _is_text(gold):
+    if is_text(gold):
         return _bare_text(gold) == _bare_text(answer)
     return _equal_quantities(gold, answer, equal) if max(len(gold), len(answer)) <= MAX_LENGTH else False
 
@@ -188,7 +199,7 @@ def _choice(text: str) -> tuple[str | None, str | None]:
     return match[1], match[2]
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether it is words, not mathematics: math-verify takes `listen` for a product of letters, so for `silent`."""
     words = _WORD.findall(text.lower())
     plain = not re.search(r"[\d\\^_=+*/<>{}|%$°]", text)

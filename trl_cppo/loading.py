@@ -18,7 +18,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_f
 from datasets.exceptions import DatasetGenerationError
 from trl.rewards import accuracy_reward
 
-from .dataset_checks import check_dataset
+from .dataset_checks import check_dataset, check_solutions
 from .rewards import boxed_accuracy_reward, think_boxed_format_reward
 
 DIGITS = "digits"  # the name of the embedded data set
@@ -91,11 +91,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
             dataset = load_from_disk(name)
             return dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
         return load_dataset(name, name=config, streaming=streaming)
-    except (
-        ValueError,
-        IndexError,
-        DatasetGenerationError,
-    ) as error:  # no row among other things, or ViRL39K's images.zip
+    except (ValueError, IndexError, DatasetGenerationError) as error:  # no rows; ViRL39K's images.zip, taken for data
         raise ValueError(
             f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
             "in an archive must be prepared: examples/prepare_dataset.py."
@@ -114,12 +110,20 @@ def load_split(
     required: tuple[str, ...] = ("prompt",),
     config: str | None = None,
     streaming: bool = False,
+    graded: bool = True,
 ) -> Dataset | IterableDataset:
     """
     One split of what [`load_splits`] loads, its columns checked.
 
+    Args:
+        name, config, streaming: as for [`load_splits`].
+        split (`str`): which one.
+        required (`tuple[str, ...]`): the columns that must exist.
+        graded (`bool`, *optional*, defaults to `True`): whether `boxed_accuracy_reward` grades by a required `solution`;
+            then each is looked at, unless in a stream. Other rewards may take solutions of other kinds.
+
     Raises:
-        `ValueError`: if there is no such split, no row, no required column or no image.
+        `ValueError`: if there is no such split, no row, no required column or no image, or a solution cannot be graded.
     """
     if name == DIGITS and split in _DIGITS_SPLITS:  # drawing the other one too would take seconds
         return _digits(split)
@@ -127,6 +131,8 @@ def load_split(
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")
     check_dataset(splits[split], f"{name} ({split})", required, source=name)
+    if graded and "solution" in required:
+        check_solutions(splits[split], f"{name} ({split})")
     return splits[split]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import trl
 from accelerate.logging import get_logger
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 from .view_batch import SCORING_ARGUMENTS
 
@@ -109,7 +110,10 @@ def check_trainer(trainer: "trl.GRPOTrainer") -> None:
 
 
 def _is_tested(version: str) -> bool:
-    return SpecifierSet(TESTED_TRL).contains(version, prereleases=True)  # False for TRL's "unknown", too
+    try:
+        return SpecifierSet(TESTED_TRL).contains(Version(version), prereleases=True)
+    except InvalidVersion:  # TRL's "unknown"; `contains` raises for the string too, with packaging up to 25
+        return False
 
 
 def _stop_at(changes: list[str]) -> None:

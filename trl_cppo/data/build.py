@@ -3,6 +3,7 @@
 """A whole data set: found, mapped, filtered, written."""
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from .layouts import ANSWERS, IMAGES, QUESTIONS, Layout, find_layout
 from .rows import PROMPT_SUFFIX, build_row
 
-EXISTS = "exists. If the same command made it, use it; else choose another --output, or --overwrite."
+_RECORD = ".prepared.json"  # in the folder that is made; `load_dataset` passes over hidden files
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 _SPLIT = re.compile(r"(?:^|[-_./])(train|validation|valid|val|dev|test|eval)(?:[-_./]|$)")
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
@@ -149,7 +150,19 @@ def _stamp(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write(dataset: DatasetDict, folder: str | Path, overwrite: bool = False) -> None:
+def is_made_with(folder: str | Path, options: dict[str, Any]) -> bool:
+    """Whether [`write`] made the folder and was given these options."""
+    record = Path(folder).expanduser() / _RECORD
+    return record.is_file() and record.read_bytes() == _record(options)
+
+
+def _record(options: dict[str, Any]) -> bytes:
+    return (json.dumps(options, indent=2, sort_keys=True) + "\n").encode()
+
+
+def write(
+    dataset: DatasetDict, folder: str | Path, overwrite: bool = False, options: dict[str, Any] | None = None
+) -> None:
     """
     Write parquet files that `load_dataset(folder)` reads, all or none of them.
 
@@ -160,6 +173,7 @@ def write(dataset: DatasetDict, folder: str | Path, overwrite: bool = False) -> 
         dataset (`DatasetDict`): what [`prepare`] returns.
         folder (`str` or `Path`): the folder to make.
         overwrite (`bool`, *optional*, defaults to `False`): replace an older one.
+        options (`dict`, *optional*): what it was made with, for [`is_made_with`]; kept in the folder's `.prepared.json`.
 
     Raises:
         `FileExistsError`: if it exists.
@@ -167,7 +181,7 @@ def write(dataset: DatasetDict, folder: str | Path, overwrite: bool = False) -> 
     """
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} {EXISTS}")
+        raise FileExistsError(f"{folder} exists. Choose another folder, or overwrite=True.")
     empty = [split for split, rows in dataset.items() if len(rows) == 0]
     if empty:
         raise ValueError(f"the split {empty[0]!r} has no row left.")
@@ -180,6 +194,8 @@ def write(dataset: DatasetDict, folder: str | Path, overwrite: bool = False) -> 
             for i in tqdm(range(shards), desc=f"Writing {split}"):
                 shard = rows.shard(shards, i, contiguous=True)
                 shard.to_parquet(new / f"{split}-{i:05d}-of-{shards:05d}.parquet", batch_size=100)
+        if options is not None:
+            (new.parent / _RECORD).write_bytes(_record(options))
         if folder.exists():
             folder.rename(Path(scratch, "old"))
         new.parent.rename(folder)

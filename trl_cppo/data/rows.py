@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image as PILImage
 from transformers import AutoProcessor, ProcessorMixin
 
-from ..grading import final_answer
+from ..grading import final_answer, is_text, without_lead_in
 from .images import usable_bytes
 from .layouts import Layout
 
@@ -91,6 +91,9 @@ def _solution(answer: Any, layout: Layout) -> str:
         raise _RowFault(layout.answer, "no final answer in \\boxed{} or <answer></answer>", details)
     if not final:  # an empty box: no completion could be right
         raise _RowFault(layout.answer, "no answer", repr(answer))
+    bare = without_lead_in(final)
+    if not is_text(bare):  # "The choice is yours" is a sentence, and "yours" not its answer
+        final = bare
     return f"\\boxed{{{final}}}"
 
 
