@@ -28,8 +28,13 @@ RECIPE = {name: values[0] for name, values in FACTORS.items()} | {
 ROWS = [{**RECIPE, "backend": f"zero{stage}", "coefficient": 1.0} for stage in (1, 2, 3)]
 ROWS += [{**RECIPE, "backend": backend, "coefficient": 0.0, "scenario": "all"} for backend in BACKENDS]
 ROWS += [{**row, "coefficient": 1.0} for row in cover(FACTORS)]
-# In bf16 packed rows round at other places than plain ones and select other ones of a few tokens: up to 15 % were seen.
-TOLERANCE = {"float32": dict(rel=2e-4, abs=2e-5), "bf16": dict(rel=0.25, abs=0.05)}
+TOLERANCE = {"float32": dict(rel=2e-4, abs=2e-5), "bf16": dict(rel=0.1, abs=0.02)}
+COMPARED = {
+    "float32": ("loss", "grad_norm", "kl", "cpl/loss"),
+    # Of a random model the entropies hardly shift, so that rounding decides which tokens are selected (37 or 41 % were
+    # seen), and with them the mean over a few: 0.87 or 0.74.
+    "bf16": ("loss", "grad_norm", "kl"),
+}
 
 
 def runs_of(rows: dict[str, dict], **changes) -> list[dict]:
@@ -80,7 +85,7 @@ def test_a_row_trains_as_its_oracle_does(launches, name):
         launch = "plain" if row["precision"] == "float32" else row["backend"]
         [expected, _] = launches.result(launch, plain_name(name)).logs
     for log, expected_log in zip(logs, expected, strict=True):
-        for key in ("loss", "grad_norm", "kl", "cpl/loss"):
+        for key in COMPARED[row["precision"]]:
             assert (key in log) == (key in expected_log), key
             if log.get(key) is not None:
                 assert log[key] == pytest.approx(expected_log[key], **TOLERANCE[row["precision"]]), key
