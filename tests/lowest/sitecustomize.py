@@ -3,7 +3,7 @@
 """
 For `.ci/run` at the lowest versions, on its PYTHONPATH: PyPI's torchvision 0.28 is built for CUDA and, beside a torch for CPUs,
 fails at import ("operator torchvision::nms does not exist"). Declared before, the two operators are enough: the
-transforms that models and views use are Python.
+transforms that models and views use are Python. (Images given as paths cannot be decoded there: its reader is compiled.)
 """
 
 import sys
