@@ -4,7 +4,7 @@
 
 from typing import Any
 
-import torch
+import pytest
 from allpairspy import AllPairs
 from peft import LoraConfig
 from transformers import PreTrainedModel
@@ -94,10 +94,17 @@ def prepare_weights(model: PreTrainedModel, weights: str) -> LoraConfig | None:
             value.requires_grad_("vision" not in name and "visual" not in name)
     if not weights.startswith("lora"):
         return None
-    with torch.random.fork_rng(devices=[]):
-        return LoraConfig(
-            r=4,
-            target_modules=["q_proj", "v_proj"],
-            init_lora_weights=False,
-            modules_to_save=["lm_head"] if weights == "lora and head" else None,
-        )
+    heads = ["lm_head"] if weights == "lora and head" else None
+    return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, modules_to_save=heads)
+
+
+def assert_same_logs(
+    logs: list[dict[str, Any]], expected: list[dict[str, Any]], names: tuple[str, ...], tolerance: dict[str, float]
+) -> None:
+    """Of two runs, step by step; a metric that is `None` has nothing to be compared."""
+    assert len(logs) == len(expected) > 0
+    for log, expected_log in zip(logs, expected, strict=True):
+        for name in names:
+            assert (name in log) == (name in expected_log), name
+            if log.get(name) is not None:
+                assert log[name] == pytest.approx(expected_log[name], **tolerance), name

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from combinations import SHARED, cover, cppo_settings, grpo_settings, prepare_weights, row_id
+from combinations import SHARED, assert_same_logs, cover, cppo_settings, grpo_settings, prepare_weights, row_id
 from conftest import hash_reward, make_config, make_rows, weights
 from fixed_rollouts import FixedCPPOTrainer, FixedGRPOTrainer
 from tiny_models import build
@@ -88,13 +88,8 @@ def train(row, folder, output, trainer_class=FixedCPPOTrainer, **changes):
 
 
 def compare(row, logs, expected):
-    assert len(logs) == len(expected) > 0
-    tolerance = TOLERANCE[row["precision"]]
-    for log, expected_log in zip(logs, expected, strict=True):
-        for name in ("loss", "grad_norm", "kl", "eval_loss", "cpl/loss", "eval_cpl/loss"):
-            assert (name in log) == (name in expected_log), name
-            if log.get(name) is not None:
-                assert log[name] == pytest.approx(expected_log[name], **tolerance), name
+    names = ("loss", "grad_norm", "kl", "eval_loss", "cpl/loss", "eval_cpl/loss")
+    assert_same_logs(logs, expected, names, TOLERANCE[row["precision"]])
 
 
 def test_what_no_row_combines_is_refused_by_trl(folders, tmp_path):

@@ -11,7 +11,7 @@ held against plain rows on its own backend.
 import math
 
 import pytest
-from combinations import SHARED, cover, row_id
+from combinations import SHARED, assert_same_logs, cover, row_id
 from launching import LIMIT, Launches
 
 from trl_cppo.packed_trainer import TOKEN_RATIO
@@ -84,8 +84,4 @@ def test_a_row_trains_as_its_oracle_does(launches, name):
         assert min(log[TOKEN_RATIO] for log in steps) < 1 or row["scenario"] == "text_only_rank"
         launch = "plain" if row["precision"] == "float32" else row["backend"]
         [expected, _] = launches.result(launch, plain_name(name)).logs
-    for log, expected_log in zip(logs, expected, strict=True):
-        for key in COMPARED[row["precision"]]:
-            assert (key in log) == (key in expected_log), key
-            if log.get(key) is not None:
-                assert log[key] == pytest.approx(expected_log[key], **TOLERANCE[row["precision"]]), key
+    assert_same_logs(logs, expected, COMPARED[row["precision"]], TOLERANCE[row["precision"]])

@@ -72,7 +72,7 @@ class Run:
     resume: bool = False
     divergence: str = "k3"
     bound: float | None = None
-    share_prefix: bool | str = True
+    share_prefix: bool = True
     row: dict[str, Any] | None = None  # of a covering array, see combinations.py: settings on top of all these
     plain: bool = False  # prompts stay together, but nothing is packed
     grpo: bool = False  # trained by GRPOTrainer

@@ -5,6 +5,7 @@
 import re
 import shlex
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from doc_pages import PAGES, ROOT, commands_of, named_commands, spans_of, tables_below
@@ -73,15 +74,4 @@ def to_rehearse() -> list[Command]:
 
 def nodes_of(commands: list[Command]) -> list[list[Command]]:
     """The commands, those of one run on several nodes together."""
-    groups: list[list[Command]] = []
-    for command in commands:
-        key = re.sub(r"--machine_rank \d+", "", command.text)
-        if (
-            groups
-            and "--machine_rank" in command.text
-            and re.sub(r"--machine_rank \d+", "", groups[-1][0].text) == key
-        ):
-            groups[-1].append(command)
-        else:
-            groups.append([command])
-    return groups
+    return [list(group) for _, group in groupby(commands, lambda it: re.sub(r"--machine_rank \d+", "", it.text))]
