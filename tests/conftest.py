@@ -14,6 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for more, and several tests run at once
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if importlib.util.find_spec("vllm") is not None:
+    os.environ.setdefault("TINY_HEAD_SIZE", "32")
 
 import numpy as np
 import pytest
@@ -191,6 +193,15 @@ def random_model(tmp_path_factory):
     digits.build_model().save_pretrained(folder)
     digits.build_processor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_models(tmp_path_factory):
+    """`vllm_models(family)`: the folder of a tiny model as vLLM can load it, written once."""
+    from engine import save
+
+    root = tmp_path_factory.mktemp("vllm_models")
+    return lambda family: root / family if (root / family).exists() else save(root / family, family)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models and their real processors, one a family, built offline on the digits task's vocabulary."""
 
+import os
+
 import torch
 import transformers as tf
 
 from trl_cppo import digits
 from trl_cppo.digits.model import MERGE, PATCH, token_ids
 
-HIDDEN = 32
+HEAD = int(os.environ.get("TINY_HEAD_SIZE", 16))  # vLLM's attention on a CPU has none below 32
+LINEAR_HEAD = 8 if HEAD == 16 else 128  # likewise
+HIDDEN = 2 * HEAD
 _RANGE = 0.1  # of the initial weights: large enough for a random model to see a difference between views
 
 
@@ -52,7 +56,8 @@ def _siglip(**changes):
 
 
 def _mrope(**more):
-    return {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [2, 3, 3], **more}
+    sections = [HEAD // 8, 3 * HEAD // 16, 3 * HEAD // 16]
+    return {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": sections, **more}
 
 
 # Qwen: pixel rows by patch, `image_grid_thw` by image -----------------------------------------------------------------
@@ -81,7 +86,15 @@ def qwen2_vl():
 
 
 def qwen2_5_vl():
-    return digits.build_model(), digits.build_processor()
+    model = digits.build_model()
+    heads = model.config.text_config.hidden_size // HEAD
+    if heads != model.config.text_config.num_attention_heads:
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            setattr(model.config.text_config, name, heads)
+        model.config.vision_config.num_heads = heads
+        model.config.text_config.rope_parameters = _mrope()
+        model = type(model)(model.config)
+    return model, digits.build_processor()
 
 
 def _qwen3_vision():
@@ -90,17 +103,18 @@ def _qwen3_vision():
 
 def qwen3_vl():
     vision = {**_qwen3_vision(), "deepstack_visual_indexes": [0]}
-    text = _text(head_dim=16, rope_parameters=_mrope(mrope_interleaved=True))
+    text = _text(head_dim=HEAD, rope_parameters=_mrope(mrope_interleaved=True))
     config = tf.Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **token_ids())
     return tf.Qwen3VLForConditionalGeneration(config), _qwen_parts(tf.Qwen3VLProcessor)
 
 
 def qwen3_vl_moe():
     experts = dict(
-        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, decoder_sparse_step=1, mlp_only_layers=[]
-    )
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=3 * HEAD, decoder_sparse_step=1, mlp_only_layers=[],
+        norm_topk_prob=True,  # vLLM asks for it
+    )  # fmt: skip
     vision = {**_qwen3_vision(), "deepstack_visual_indexes": [0]}
-    text = _text(head_dim=16, rope_parameters=_mrope(mrope_interleaved=True), **experts)
+    text = _text(head_dim=HEAD, rope_parameters=_mrope(mrope_interleaved=True), **experts)
     config = tf.Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **token_ids())
     return tf.Qwen3VLMoeForConditionalGeneration(config), _qwen_parts(tf.Qwen3VLProcessor)
 
@@ -108,7 +122,7 @@ def qwen3_vl_moe():
 def _qwen3_5_text(**changes):
     return _text(
         head_dim=32, rope_parameters=_mrope(mrope_section=[1, 1, 2], mrope_interleaved=True, partial_rotary_factor=0.25),
-        linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2,
+        linear_key_head_dim=LINEAR_HEAD, linear_value_head_dim=LINEAR_HEAD, linear_num_key_heads=2, linear_num_value_heads=2,
         layer_types=["linear_attention", "full_attention"], **changes,
     )  # fmt: skip
 
@@ -136,8 +150,9 @@ def qwen3_5_moe():
 
 def gemma3():
     tokenizer = _tokenizer(_template("<boi>"), boi_token="<boi>", eoi_token="<eoi>", image_token="<img>")
+    tokenizer.add_tokens(["\n\n", "\n\n\n", "\n\n\n\n"])  # around images, and where two meet
     text = _text(
-        tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=64,
+        tokenizer, head_dim=HEAD, query_pre_attn_scalar=HEAD, sliding_window=64,
         layer_types=["sliding_attention", "full_attention"],
     )  # fmt: skip
     config = tf.Gemma3Config(
@@ -166,13 +181,14 @@ def gemma4():
         chat_template=tokenizer.chat_template,
     )
     text = _text(
-        tokenizer, head_dim=16, global_head_dim=16, sliding_window=64, hidden_size_per_layer_input=8,
+        tokenizer, head_dim=HEAD, global_head_dim=HEAD, sliding_window=64, hidden_size_per_layer_input=8,
         layer_types=["sliding_attention", "full_attention"], vocab_size_per_layer_input=len(tokenizer),
         use_bidirectional_attention="vision",
     )  # fmt: skip
     vision = dict(
         hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=16, patch_size=PATCH, pooling_kernel_size=2, position_embedding_size=64, initializer_range=_RANGE,
+        head_dim=HEAD, patch_size=PATCH, pooling_kernel_size=2, position_embedding_size=64, initializer_range=_RANGE,
+        default_output_length=70,  # vLLM asks for it
     )  # fmt: skip
     config = tf.Gemma4Config(
         text_config=text, vision_config=vision, audio_config=None, image_token_id=tokenizer.image_token_id,
@@ -190,7 +206,7 @@ def paligemma():
         image_processor=image_processor, tokenizer=tokenizer, chat_template=tokenizer.chat_template
     )
     config = tf.PaliGemmaConfig(
-        text_config=_llama(tokenizer, "gemma", head_dim=16), vision_config=_siglip(model_type="siglip_vision_model"),
+        text_config=_llama(tokenizer, "gemma", head_dim=HEAD), vision_config=_siglip(model_type="siglip_vision_model"),
         image_token_index=processor.image_token_id, projection_dim=HIDDEN, hidden_size=HIDDEN,
         vocab_size=len(tokenizer),
     )  # fmt: skip
@@ -291,7 +307,7 @@ def idefics2():
         tokenizer=tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template,
     )  # fmt: skip
     perceiver = dict(
-        hidden_size=HIDDEN, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=16,
+        hidden_size=HIDDEN, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=HEAD,
         num_key_value_heads=1, initializer_range=_RANGE,
     )  # fmt: skip
     config = tf.Idefics2Config(
@@ -359,7 +375,9 @@ def lfm2_vl():
         image_processor=image_processor, tokenizer=tokenizer, chat_template=tokenizer.chat_template
     )
     vision = {**_siglip(model_type="siglip2_vision_model"), "num_patches": 64, "vision_use_head": False}
-    text = _llama(tokenizer, "lfm2", layer_types=["conv", "full_attention"], block_multiple_of=16)
+    text = _llama(tokenizer, "lfm2", layer_types=["conv", "full_attention"], block_multiple_of=16, 
+        conv_dim=HIDDEN, block_dim=HIDDEN, block_auto_adjust_ff_dim=False, block_ffn_dim_multiplier=1.0,  # vLLM asks for them
+    )  # fmt: skip
     config = tf.Lfm2VlConfig(
         text_config=text, vision_config=vision, image_token_id=processor.image_token_id, projector_hidden_size=HIDDEN
     )

@@ -76,6 +76,11 @@ class CPPOConfig(GRPOConfig):
         suppress_vision_tokens (`bool`, *optional*, defaults to `True`):
             Whether sampling never emits the model's image and video placeholders. A rollout that holds one makes the
             scoring forward fail (TRL issue 3847). `False` leaves sampling exactly as in GRPOTrainer.
+        max_sampling_logp_difference (`float` or `None`, *optional*, defaults to `0.3`):
+            With vLLM, the largest mean difference, in nats, between its log-probabilities of the sampled tokens and the
+            trainer's own. Above it the run stops, before its first step or when it next logs: the completions were sampled
+            behind other prompts or by other weights. `None`: no limit. The metric is
+            `sampling/sampling_logp_difference/mean`.
     """
 
     cpl_coef: float = field(
@@ -161,6 +166,13 @@ class CPPOConfig(GRPOConfig):
             "scoring forward fail. False leaves sampling exactly as in GRPOTrainer."
         },
     )
+    max_sampling_logp_difference: float | None = field(
+        default=0.3,
+        metadata={
+            "help": "With vLLM, the largest mean difference, in nats, between its log-probabilities of the sampled tokens and "
+            "the trainer's own. Above it the run stops. None: no limit."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -182,6 +194,11 @@ class CPPOConfig(GRPOConfig):
             raise ValueError(
                 "cpl_max_gradient_ratio must be positive and finite, or None for no bound; "
                 f"got {self.cpl_max_gradient_ratio}."
+            )
+        if self.max_sampling_logp_difference is not None and not self.max_sampling_logp_difference > 0:
+            raise ValueError(
+                "max_sampling_logp_difference must be positive, or None for no limit; "
+                f"got {self.max_sampling_logp_difference}."
             )
         if self.perception_token_ratio is not None and not 0 < self.perception_token_ratio <= 1:
             raise ValueError(

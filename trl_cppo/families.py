@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model families whose view rows CPPOTrainer can append, and what is particular to each."""
 
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -34,6 +35,20 @@ _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
 _BY_ROW = ("idefics2", "idefics3", "smolvlm")
 # Their processors read images with `load_image`: upright by their EXIF data, transparency dropped and not laid over white.
 _LOAD_IMAGE = ("idefics2",)
+# Why a family is not sampled by vLLM (0.27 to 0.30): anywhere, by its server, on a CPU. docs/distributed.md has what was checked.
+_UNLOADABLE = "vLLM's model needs PixtralRotaryEmbedding, which transformers has no more since 5.23"
+_ONE_WAY = "on a CPU, vLLM's image tokens do not attend to those behind them, as the model's must"
+_HYBRID = "on a CPU, vLLM's hybrids of attention and recurrence give other log-probabilities than transformers, without images too"
+_SEVERAL_RUNS = "the tokens of one image are several runs, which TRL's client takes for several images"
+_VLLM_OBSTACLES = {
+    "idefics2": "vLLM has no such model",
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "paligemma"), _UNLOADABLE),
+}
+_SERVER_OBSTACLES = dict.fromkeys(("idefics3", "smolvlm", "lfm2_vl"), _SEVERAL_RUNS)
+_CPU_OBSTACLES = {
+    **dict.fromkeys(("gemma3", "gemma4"), _ONE_WAY),
+    **dict.fromkeys(("lfm2_vl", "qwen3_5", "qwen3_5_moe"), _HYBRID),
+}
 
 
 class ViewProcessor:
@@ -65,7 +80,7 @@ class ViewProcessor:
                 f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
             )
         self.pixels_by_row = has_pixels_by_row(model)
-        self.to_rgb = load_image if family in _LOAD_IMAGE else to_rgb
+        self.to_rgb = image_reader(family)
         self._image_processor = processor.image_processor
         self._options = _IMAGE_OPTIONS[family]
 
@@ -77,6 +92,22 @@ class ViewProcessor:
 def has_pixels_by_row(model: PreTrainedModel) -> bool:
     """Whether the pixels of the model's family have one entry a row, whatever the number of its images."""
     return model.config.model_type in _BY_ROW
+
+
+def image_reader(family: str) -> Callable[[Image.Image], Image.Image]:
+    """What makes an RGB image of any other as the family's processor does."""
+    return load_image if family in _LOAD_IMAGE else to_rgb
+
+
+def has_transposed_experts(model: PreTrainedModel) -> bool:
+    """Whether the experts' fused weights lie transposed in the family's checkpoints, which is how vLLM reads them."""
+    return model.config.model_type == "qwen3_vl_moe"
+
+
+def vllm_obstacle(family: str, mode: str, device: str) -> str | None:
+    """Why a family is not sampled by vLLM in this `vllm_mode` beside training on this kind of device; `None` if it is."""
+    tables = [_VLLM_OBSTACLES, _SERVER_OBSTACLES if mode == "server" else {}, _CPU_OBSTACLES if device == "cpu" else {}]
+    return next((table[family] for table in tables if family in table), None)
 
 
 def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> None:

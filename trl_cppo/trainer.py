@@ -29,6 +29,7 @@ from .losses import (
 )
 from .metrics import cpl_metrics, cpl_sums
 from .packed_trainer import SharedPrefixGRPOTrainer, bind_scoring
+from .sampler_check import DIFFERENCE, SamplerCheck
 from .view_batch import ViewPair, append_view_rows, split_scores, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -192,6 +193,8 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
         )
         self._view_scoring: _ViewScoring | None = None
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
+        self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
+        self._policy_logps: torch.Tensor | None = None  # (B, T), of the micro-batch whose loss is computed
         if args.suppress_vision_tokens:
             self._suppress_vision_tokens()
 
@@ -277,14 +280,16 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
         if request is None:  # anchors only
             if arguments.get("batch_size"):  # the old policy's or the reference's scoring, which TRL cuts into parts
                 check_image_counts(self._process_views.pixels_by_row, arguments.get("num_images"))
-            return score(**arguments)
+            self._policy_logps, *rest = score(**arguments)
+            return self._policy_logps, *rest
         num_anchors = arguments["input_ids"].size(0)
         extended = append_view_rows(arguments, request.rows, request.pairs, self._process_views)
         if self._prompt_keys is not None:
             self._prompt_keys = view_keys(self._prompt_keys, request.rows)
         with self._exact_kl(request, extended) if self.args.cpl_divergence == "kl" else nullcontext():
             request.logps, request.entropies, *rest = score(**extended)
-        return request.logps[:num_anchors], request.entropies[:num_anchors], *rest
+        self._policy_logps = request.logps[:num_anchors]
+        return self._policy_logps, request.entropies[:num_anchors], *rest
 
     def _exact_kl(self, request: _ViewScoring, scoring: dict[str, Any]) -> AbstractContextManager:
         """While this is open, the scoring forward fills in the request's divergences."""
@@ -310,7 +315,9 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "cpl_views" not in inputs:  # cpl_coef = 0
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            self._compare_sampler(inputs)
+            return loss
         rows = [row for row, pair in enumerate(inputs["cpl_views"]) if pair is not None]
         masks = _loss_mask(inputs).bool()
         mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
@@ -320,7 +327,26 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
             self._view_scoring = None
+        self._compare_sampler(inputs)
         return loss + self._contrastive_perception_loss(inputs, request, loss)
+
+    def _compare_sampler(self, inputs: dict[str, Any]) -> None:
+        """Once its loss is computed, what a micro-batch says about vLLM, if it was scored by the weights that sampled it."""
+        logps, self._policy_logps = self._policy_logps, None
+        if self._sampler_check is None or not self.model.training or inputs.get("sampling_per_token_logps") is None:
+            return
+        if "old_per_token_logps" in inputs:
+            logps = inputs["old_per_token_logps"]
+        elif self.state.global_step != self._last_generation[0]:  # updated since
+            return
+        self._sampler_check.note(logps, inputs["sampling_per_token_logps"], _loss_mask(inputs))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._sampler_check is not None and self.model.training:
+            difference = self._sampler_check.settle()
+            if difference is not None and not self._metrics["train"][DIFFERENCE]:
+                self._metrics["train"][DIFFERENCE].append(difference)
+        super().log(logs, start_time)
 
     def _contrastive_perception_loss(
         self, inputs: dict[str, Any], request: _ViewScoring, policy_loss: torch.Tensor

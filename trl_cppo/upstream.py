@@ -18,6 +18,7 @@ from trl.import_utils import is_vllm_available
 from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
 from .image_row import ImagelessForwards
 from .trl_contract import check_trainer, check_trl
+from .upstream_vllm import repaired_vllm
 
 _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
 
@@ -30,7 +31,8 @@ class RepairedGRPOTrainer(GRPOTrainer):
         if kwargs["args"].use_vllm and not is_vllm_available():
             # TRL's error tells to install `trl[vllm]`, which brings another transformers than fits.
             raise ImportError('use_vllm=True needs vLLM: pip install "trl-cppo[vllm]", or set use_vllm=False.')
-        super().__init__(*args, **kwargs)
+        with repaired_vllm():
+            super().__init__(*args, **kwargs)
         check_trainer(self)
         self._rollout_images: list[list[Any] | None] | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
@@ -101,10 +103,12 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]):
         # TRL marks the text-only rows of a mixed batch with None, which image processors have refused since
-        # transformers 5 ("only a single or a list of entries is supported"). vLLM's side of TRL needs the None.
+        # transformers 5 ("only a single or a list of entries is supported").
         prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
-        if images is not None and not self.use_vllm:
+        if images is not None:
             images = [row_images or [] for row_images in images]
+        # Gemma 4's processor pads the prompts of a batch unasked, and TRL would take the padding for tokens of theirs.
+        prompt_ids, multimodal_fields = _unpadded(prompt_ids, multimodal_fields, self._tokenizer.pad_token_id)
         return prompt_ids, images, multimodal_fields
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
@@ -146,6 +150,22 @@ def _last_complete_checkpoint(output_dir: str) -> str:
     if not complete:
         raise ValueError(f"{output_dir} holds no complete checkpoint to resume from.")
     return complete[-1]
+
+
+def _unpadded(
+    prompt_ids: list[list[int]], fields: dict[str, Any], pad_token_id: int
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """The prompts, and what has an entry a token, without the padding before or behind them."""
+    spans = []
+    for ids in prompt_ids:
+        kept = [place for place, token in enumerate(ids) if token != pad_token_id]
+        spans.append(slice(kept[0], kept[-1] + 1))
+
+    def cut(rows: Any) -> Any:
+        return [row[span] for row, span in zip(rows, spans, strict=True)]
+
+    by_token = {name: cut(rows) for name, rows in fields.items() if name in ("token_type_ids", "mm_token_type_ids")}
+    return cut(prompt_ids), {**fields, **by_token}
 
 
 def _hide_missing_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

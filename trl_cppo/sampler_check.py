@@ -1,0 +1,105 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what sampled is what is trained: vLLM's log-probabilities of the sampled tokens against the trainer's own.
+
+Shapes: `B` rows of a micro-batch, `T` completion tokens.
+"""
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+from trl import GRPOConfig
+
+DIFFERENCE = "sampling/sampling_logp_difference/mean"  # TRL's name for it; TRL logs it with the correction only
+
+logger = logging.get_logger(__name__)
+
+
+class SamplerMismatchError(RuntimeError):
+    """What vLLM samples from is not what the trainer trains."""
+
+
+class SamplerCheck:
+    """
+    Compares the two, at once for the first micro-batch of a run and then whenever the trainer logs.
+
+    Behind another prompt, another image or other weights the two are worlds apart, and nothing else says so: the loss
+    falls, and the reward may rise. docs/distributed.md has what was measured.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): sums over its processes.
+        args ([`CPPOConfig`]): `max_sampling_logp_difference`, and what makes the two differ by intent.
+    """
+
+    def __init__(self, accelerator: Accelerator, args: GRPOConfig):
+        self._accelerator = accelerator
+        self._limit = args.max_sampling_logp_difference
+        self._reshaped = reshaping_settings(args)
+        self._sums: torch.Tensor | None = None
+        self._checked = False
+
+    def note(self, logps: torch.Tensor, sampled_logps: torch.Tensor, mask: torch.Tensor) -> None:
+        """
+        Take a micro-batch into account.
+
+        Args:
+            logps (`torch.Tensor` of shape `(B, T)`, float): the trainer's, of the policy that sampled.
+            sampled_logps (`torch.Tensor` of shape `(B, T)`, float): vLLM's; NaN where it gave none.
+            mask (`torch.Tensor` of shape `(B, T)`): the tokens that count.
+
+        Raises:
+            `SamplerMismatchError`: at the first micro-batch, as [`settle`].
+        """
+        difference = (logps.detach() - sampled_logps).abs()
+        counted = mask.bool() & ~difference.isnan()
+        sums = torch.stack([difference.masked_fill(~counted, 0.0).sum(), counted.sum()]).to(torch.float32)
+        self._sums = sums if self._sums is None else self._sums + sums
+        if not self._checked:
+            self.settle()
+
+    def settle(self) -> float | None:
+        """
+        The mean difference in nats of all that was noted since the last call, over all processes; `None` if nothing was.
+
+        Raises:
+            `SamplerMismatchError`: if it is above the limit. Where the settings make vLLM sample from another
+                distribution by intent, a warning.
+        """
+        if self._sums is None:
+            return None
+        total, count = self._accelerator.reduce(self._sums, reduction="sum").tolist()
+        self._sums = None
+        if not count:
+            return None
+        self._checked = True
+        mean = total / count
+        if self._limit is not None and not mean <= self._limit:
+            self._report(mean, int(count))
+        return mean
+
+    def _report(self, mean: float, count: int) -> None:
+        message = (
+            f"vLLM's log-probabilities of {count} sampled tokens differ from the trainer's by {mean:.2g} nats on average; "
+            f"max_sampling_logp_difference is {self._limit}, and rounding in bf16 makes about 0.03. "
+        )
+        if self._reshaped:
+            logger.warning_once(f"{message}{', '.join(self._reshaped)} may be the reason: vLLM samples from less, or other.")
+            return
+        raise SamplerMismatchError(
+            f"{message}So the completions were sampled behind other prompts or images, or by other weights, than are "
+            "trained. Does vLLM load the same model and processor (name_or_path), at its trained dtype? Train with "
+            "use_vllm=False, and compare; for a quantized sampler raise the limit."
+        )
+
+
+def reshaping_settings(args: GRPOConfig) -> list[str]:
+    """The settings under which vLLM's log-probabilities are by intent not those of the policy at its temperature."""
+    neutral = {
+        "top_p": (1.0,),
+        "top_k": (0, -1, None),
+        "min_p": (0.0, None),
+        "repetition_penalty": (1.0,),
+        "vllm_structured_outputs_regex": (None,),
+        "generation_kwargs": (None, {}),
+    }
+    return [f"{name}={getattr(args, name)!r}" for name, values in neutral.items() if getattr(args, name) not in values]
