@@ -375,7 +375,7 @@ def lfm2_vl():
         image_processor=image_processor, tokenizer=tokenizer, chat_template=tokenizer.chat_template
     )
     vision = {**_siglip(model_type="siglip2_vision_model"), "num_patches": 64, "vision_use_head": False}
-    text = _llama(tokenizer, "lfm2", layer_types=["conv", "full_attention"], block_multiple_of=16, 
+    text = _llama(tokenizer, "lfm2", layer_types=["conv", "full_attention"], block_multiple_of=16,
         conv_dim=HIDDEN, block_dim=HIDDEN, block_auto_adjust_ff_dim=False, block_ffn_dim_multiplier=1.0,  # vLLM asks for them
     )  # fmt: skip
     config = tf.Lfm2VlConfig(

@@ -71,7 +71,7 @@ class ViewProcessor:
         if not isinstance(processor, ProcessorMixin):
             raise ValueError(
                 f"CPPOTrainer needs a vision-language model with its processor, got a {type(processor).__name__}. Pass "
-                "processing_class=AutoProcessor.from_pretrained(...), or train a text-only model with GRPOTrainer."
+                "processing_class=AutoProcessor.from_pretrained(..., padding_side='left'), or train a text-only model with GRPOTrainer."
             )
         family = model.config.model_type
         if family not in _IMAGE_OPTIONS:
@@ -106,7 +106,11 @@ def has_transposed_experts(model: PreTrainedModel) -> bool:
 
 def vllm_obstacle(family: str, mode: str, device: str) -> str | None:
     """Why a family is not sampled by vLLM in this `vllm_mode` beside training on this kind of device; `None` if it is."""
-    tables = [_VLLM_OBSTACLES, _SERVER_OBSTACLES if mode == "server" else {}, _CPU_OBSTACLES if device == "cpu" else {}]
+    tables = [
+        _VLLM_OBSTACLES,
+        _SERVER_OBSTACLES if mode == "server" else {},
+        _CPU_OBSTACLES if device == "cpu" else {},
+    ]
     return next((table[family] for table in tables if family in table), None)
 
 

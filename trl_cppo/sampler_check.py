@@ -83,7 +83,9 @@ class SamplerCheck:
             f"max_sampling_logp_difference is {self._limit}, and rounding in bf16 makes about 0.03. "
         )
         if self._reshaped:
-            logger.warning_once(f"{message}{', '.join(self._reshaped)} may be the reason: vLLM samples from less, or other.")
+            logger.warning_once(
+                f"{message}{', '.join(self._reshaped)} may be the reason: vLLM samples from less, or other."
+            )
             return
         raise SamplerMismatchError(
             f"{message}So the completions were sampled behind other prompts or images, or by other weights, than are "

