@@ -76,11 +76,11 @@ class CPPOConfig(GRPOConfig):
         suppress_vision_tokens (`bool`, *optional*, defaults to `True`):
             Whether sampling never emits the model's image and video placeholders. A rollout that holds one makes the
             scoring forward fail (TRL issue 3847). `False` leaves sampling exactly as in GRPOTrainer.
-        max_sampling_logp_difference (`float` or `None`, *optional*, defaults to `0.3`):
+        max_sampling_logp_difference (`float` or `None`, *optional*, defaults to `0.2`):
             With vLLM, the largest mean difference, in nats, between its log-probabilities of the sampled tokens and the
             trainer's own. Above it the run stops, before its first step or when it next logs: the completions were sampled
-            behind other prompts or by other weights. `None`: no limit. The metric is
-            `sampling/sampling_logp_difference/mean`.
+            behind other prompts or by other weights. From a third of it on, a warning. `None`: neither. The metric is
+            `sampling/sampling_logp_difference/mean`; docs/distributed.md has the figures behind the default.
     """
 
     cpl_coef: float = field(
@@ -167,7 +167,7 @@ class CPPOConfig(GRPOConfig):
         },
     )
     max_sampling_logp_difference: float | None = field(
-        default=0.3,
+        default=0.2,
         metadata={
             "help": "With vLLM, the largest mean difference, in nats, between its log-probabilities of the sampled tokens and "
             "the trainer's own. Above it the run stops. None: no limit."

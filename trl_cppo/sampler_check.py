@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 from trl import GRPOConfig
 
+WARN_FROM = 1 / 3  # of the limit
 DIFFERENCE = "sampling/sampling_logp_difference/mean"  # TRL's name for it; TRL logs it with the correction only
 
 logger = logging.get_logger(__name__)
@@ -62,8 +63,8 @@ class SamplerCheck:
         The mean difference in nats of all that was noted since the last call, over all processes; `None` if nothing was.
 
         Raises:
-            `SamplerMismatchError`: if it is above the limit. Where the settings make vLLM sample from another
-                distribution by intent, a warning.
+            `SamplerMismatchError`: if it is above the limit. From a third of it on, and where the settings make vLLM sample
+                from another distribution by intent, a warning.
         """
         if self._sums is None:
             return None
@@ -73,24 +74,30 @@ class SamplerCheck:
             return None
         self._checked = True
         mean = total / count
-        if self._limit is not None and not mean <= self._limit:
+        if self._limit is not None and not mean <= self._limit * WARN_FROM:
             self._report(mean, int(count))
         return mean
 
     def _report(self, mean: float, count: int) -> None:
         message = (
-            f"vLLM's log-probabilities of {count} sampled tokens differ from the trainer's by {mean:.2g} nats on average; "
-            f"max_sampling_logp_difference is {self._limit}, and rounding in bf16 makes about 0.03. "
+            f"vLLM's log-probabilities of {count} sampled tokens differ from the trainer's by {mean:.2g} nats on average. "
+            "Rounding in bf16 makes some 0.001 to 0.05"
         )
         if self._reshaped:
+            shown = ", ".join(self._reshaped)
             logger.warning_once(
-                f"{message}{', '.join(self._reshaped)} may be the reason: vLLM samples from less, or other."
+                f"{message}; {shown} may make the rest, for vLLM then samples from another distribution."
             )
             return
+        cause = (
+            "the completions were sampled behind other prompts or images, or by other weights, than are trained. Is what vLLM "
+            "loads (the model's name_or_path: weights and processor) what is trained? use_vllm=False trains meanwhile."
+        )
+        if mean <= self._limit:
+            logger.warning_once(f"{message}: unless the sampler is quantized, {cause}")
+            return
         raise SamplerMismatchError(
-            f"{message}So the completions were sampled behind other prompts or images, or by other weights, than are "
-            "trained. Does vLLM load the same model and processor (name_or_path), at its trained dtype? Train with "
-            "use_vllm=False, and compare; for a quantized sampler raise the limit."
+            f"{message} (max_sampling_logp_difference={self._limit}): {cause} For a quantized sampler raise the limit."
         )
 
 

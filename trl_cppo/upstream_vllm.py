@@ -87,7 +87,7 @@ def keep_expanded_prompts(mm_processor: Any) -> None:
     Args:
         mm_processor (`vllm.multimodal.processing.BaseMultiModalProcessor`): the engine's; changed in place.
     """
-    expand = mm_processor._apply_prompt_updates
+    expand = type(mm_processor)._apply_prompt_updates.__get__(mm_processor)
 
     def keep_or_expand(token_ids: list[int], mm_prompt_updates: Any) -> tuple[list[int], Any]:
         found = mm_processor._find_mm_placeholders(token_ids, mm_prompt_updates)
