@@ -4,52 +4,20 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import trl
+from agent_model import CALL, agent_model_and_processor
 from conftest import hash_reward, make_config, make_rows, picture
 from PIL import ImageOps
-from tiny_models import build
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from trl_cppo import CPPOTrainer
 from trl_cppo.losses import perception_token_mask
 
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
-_SPECIAL += ["<|video_pad|>", "<tool_call>", "</tool_call>"]
-CALL = '<tool_call>\n{"name": "zoom", "arguments": {"side": 2}}\n</tool_call>'
-
 
 @pytest.fixture
 def model_and_processor():
-    """A Qwen3-VL whose tokens are bytes, with the chat template that TRL knows how to call tools with."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*_SPECIAL, *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        additional_special_tokens=_SPECIAL[:7],
-    )  # fmt: skip
-    tokenizer.add_tokens(_SPECIAL[7:])
-    template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja").read_text()
-    model, processor = build("qwen3_vl")
-    config = model.config
-    config.text_config.vocab_size = len(tokenizer)
-    ids = dict(zip(_SPECIAL, range(len(_SPECIAL)), strict=True))
-    config.image_token_id, config.video_token_id = ids["<|image_pad|>"], ids["<|video_pad|>"]
-    config.vision_start_token_id, config.vision_end_token_id = ids["<|vision_start|>"], ids["<|vision_end|>"]
-    config.text_config.pad_token_id, config.text_config.eos_token_id = 0, ids["<|im_end|>"]
-    torch.manual_seed(0)
-    processor = Qwen3VLProcessor(
-        image_processor=processor.image_processor, tokenizer=tokenizer, video_processor=processor.video_processor,
-        chat_template=template,
-    )  # fmt: skip
-    return Qwen3VLForConditionalGeneration(config), processor
+    return agent_model_and_processor()
 
 
 def scripted(trainer, turns):

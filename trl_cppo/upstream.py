@@ -131,6 +131,10 @@ class RepairedGRPOTrainer(GRPOTrainer):
         saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._last_loaded_step = -1  # TRL pushes weights to vLLM where the step has changed, which it has not here
+
     def _save_checkpoint(self, model, trial) -> None:
         # A checkpoint cut short by a full disk would be taken for the last one, and keeps the disk full.
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

@@ -86,7 +86,11 @@ def make_vllm_trainer(
     """
     model, processor = build(family)
     model = kwargs.pop("model", None) or type(model).from_pretrained(folder)
-    own = {name: kwargs.pop(name) for name in ("processing_class", "peft_config", "tools") if name in kwargs}
+    own = {
+        name: kwargs.pop(name)
+        for name in ("processing_class", "eval_dataset", "peft_config", "tools")
+        if name in kwargs
+    }
     defaults = dict(
         use_vllm=True, vllm_mode="colocate", vllm_max_model_length=512, num_generations=2, max_completion_length=8,
         per_device_train_batch_size=8, shuffle_dataset=False,

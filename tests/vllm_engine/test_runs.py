@@ -1,0 +1,216 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Training with an engine beside it: the settings that people combine, what is sampled, and what stops a run."""
+
+import pytest
+import torch
+from agent_model import CALL, agent_model_and_processor
+from combinations import cover, row_id
+from conftest import logged, make_rows, picture, placeholder_ids
+from engine import MIXED, SIZES, change_weights, differences, generate, make_vllm_trainer
+from peft import LoraConfig
+from PIL import Image
+from tiny_models import build
+from trl.generation.vllm_generation import VLLMGeneration
+
+from trl_cppo.sampler_check import DIFFERENCE, SamplerMismatchError
+from trl_cppo.upstream_vllm import RepairedVLLMGeneration
+
+FACTORS = {
+    "cpl_coef": [0.01, 0.0],
+    "vllm_importance_sampling_correction": [True, False],
+    "lora": [False, True],
+    "beta": [0.0, 0.04],
+    "share_prefix": [True, False],
+    "gradient_checkpointing": [False, True],
+    "num_iterations": [1, 2],
+    "steps_per_generation": [1, 2],
+    "eval_strategy": ["no", "steps"],
+    "bf16": [False, True],
+}
+
+
+@pytest.mark.parametrize("row", cover(FACTORS), ids=row_id)
+def test_settings_meet(tmp_path, vllm_models, row):
+    row = dict(row)
+    lora = {"peft_config": LoraConfig(r=4, target_modules="all-linear")} if row.pop("lora") else {}
+    rows = make_rows(2 * MIXED, SIZES)
+    trainer = make_vllm_trainer(
+        tmp_path, vllm_models("qwen2_5_vl"), dataset=rows, max_steps=3, eval_dataset=rows, eval_steps=2, learning_rate=1e-2,
+        per_device_eval_batch_size=8, **row, **lora,
+    )  # fmt: skip
+    trainer.train()
+    apart = logged(trainer, DIFFERENCE)
+    assert len(apart) >= 2 and max(apart) < (0.05 if row["bf16"] else 1e-4)
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_after_training_the_engine_says_what_the_trained_model_says(tmp_path, vllm_models):
+    trainer = make_vllm_trainer(
+        tmp_path,
+        vllm_models("qwen2_5_vl"),
+        max_steps=4,
+        learning_rate=3e-2,
+        temperature=1e-5,
+        max_completion_length=12,
+    )
+    before = generate(trainer)["completion_ids"]
+    trainer.train()
+    batch = generate(trainer)
+    trainer.use_vllm = False
+    trainer.generation_config.do_sample = False
+    expected = generate(trainer)
+    assert batch["completion_ids"].tolist() == expected["completion_ids"].tolist() != before.tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_log_probabilities_are_those_at_the_temperature(tmp_path, vllm_models, temperature):
+    engine = {"logprobs_mode": "processed_logprobs"}  # TRL's
+    trainer = make_vllm_trainer(
+        tmp_path, vllm_models("qwen2_5_vl"), dataset=make_rows([0] * 4), engine=engine, temperature=temperature,
+        suppress_vision_tokens=False,
+    )  # fmt: skip
+    assert differences(generate(trainer)).max() < 1e-3
+
+
+def favour(model, tokens):
+    """Make these two tokens the likeliest at every place: one of them is, whichever way the hidden state points."""
+    with torch.no_grad():
+        hidden = model.model(input_ids=torch.arange(5, 25)[None]).last_hidden_state.mean(dim=(0, 1))
+        for sign, token in zip((1, -1), tokens, strict=True):
+            model.lm_head.weight[token] = sign * 50 * hidden
+
+
+@pytest.mark.parametrize("suppress", [True, False])
+def test_placeholders_are_never_sampled(tmp_path, vllm_models, suppress):
+    model = type(build("qwen2_5_vl")[0]).from_pretrained(vllm_models("qwen2_5_vl"))
+    favour(model, placeholder_ids())
+    trainer = make_vllm_trainer(
+        tmp_path, vllm_models("qwen2_5_vl"), model=model, dataset=make_rows([0] * 4), suppress_vision_tokens=suppress,
+        generation_kwargs={"bad_words": ["see"], "seed": 1},
+    )  # fmt: skip
+    assert trainer.vllm_generation.generation_kwargs["bad_words"][0] == "see"
+    trainer.vllm_generation.sync_weights()
+    _, completions, *_ = trainer.vllm_generation.generate([[5, 6, 7]] * 8, None, 1)
+    sampled = {token for ids in completions for token in ids}
+    assert (sampled & set(placeholder_ids()) == set()) == suppress
+    assert trainer.processing_class.tokenizer.convert_tokens_to_ids("see") not in sampled
+
+
+def test_images_of_a_tool_reach_vllm_as_they_are_scored(tmp_path, vllm_models):
+    def zoom(side: int):
+        """
+        Zoom in.
+
+        Args:
+            side: The side.
+        """
+        return [{"type": "image", "image": picture(99, 84, 56)}, {"type": "text", "text": "here"}]
+
+    model, processor = agent_model_and_processor()
+    folder = tmp_path / "agent"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    trainer = make_vllm_trainer(
+        tmp_path, folder, model=type(model).from_pretrained(folder), processing_class=processor, tools=[zoom],
+        dataset=make_rows([1, 2, 0, 1], SIZES), max_completion_length=400, vllm_max_model_length=1024,
+    )  # fmt: skip
+    sample, turns = trainer.vllm_generation.generate, []
+
+    def first_turn_calls_the_tool(prompts, images, *args, **kwargs):
+        prompt_ids, completions, logps, tokens = sample(prompts, images, *args, **kwargs)
+        turns.append(len(prompts))
+        if len(turns) == 1:
+            call = processor.tokenizer(CALL + "<|im_end|>")["input_ids"]
+            return prompt_ids, [call] * len(prompts), [[[0.0]] * len(call)] * len(prompts), tokens
+        return prompt_ids, [ids[:30] for ids in completions], [row[:30] for row in logps], tokens
+
+    trainer.vllm_generation.generate = first_turn_calls_the_tool
+    batch = generate(trainer)
+    assert turns == [8, 8]
+    assert batch["num_images"] == [2, 2, 3, 3, 1, 1, 2, 2]
+    tool_tokens = batch["tool_mask"] == 0
+    last_tool_token = tool_tokens.size(1) - 1 - tool_tokens.flip(1).int().argmax(dim=1)
+    second_turn = torch.arange(tool_tokens.size(1)) > last_tool_token[:, None]
+    compared = second_turn & batch["completion_mask"].bool()
+    apart = (batch["old_per_token_logps"] - batch["sampling_per_token_logps"]).abs()[compared]
+    assert compared.any(dim=1).all() and apart.max() < 1e-3
+
+
+def modes():
+    """Pictures in every mode that a processor takes, and one that lies on its side."""
+    colour = picture(1, 84, 56)
+    transparent = colour.convert("RGBA")
+    transparent.putalpha(picture(2, 84, 56).convert("L"))
+    turned = colour.copy()
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: a quarter turn
+    turned.info["exif"] = exif.tobytes()
+    return {
+        "L": colour.convert("L"), "LA": transparent.convert("LA"), "P": colour.convert("P"), "RGBA": transparent,
+        "CMYK": colour.convert("CMYK"), "I;16": Image.new("I;16", (84, 56), 300), "turned": turned,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", modes())
+def test_an_image_of_any_mode_is_the_one_that_is_scored(tmp_path, vllm_models, mode):
+    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"))
+    image = modes()[mode]
+    prompt = [{"role": "user", "content": "sum?"}]
+    rows = [{"prompt": prompt, "images": [image], "solution": "1"} for _ in range(8)]
+    assert differences(generate(trainer, rows)).max() < 1e-3
+
+
+# What stops a run -----------------------------------------------------------------------------------------------------
+
+
+def test_prompts_that_vllm_would_expand_again_stop_at_once(tmp_path, vllm_models, monkeypatch):
+    monkeypatch.setattr("trl_cppo.upstream_vllm.keep_expanded_prompts", lambda mm_processor: None)
+    for correction in (True, False):
+        trainer = make_vllm_trainer(
+            tmp_path, vllm_models("qwen2_5_vl"), vllm_importance_sampling_correction=correction,
+            vllm_max_model_length=513 + correction, cpl_coef=0.0,
+        )  # fmt: skip
+        with pytest.raises(SamplerMismatchError, match="behind other prompts or images"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
+def test_the_old_tower_s_features_stop_when_it_logs(tmp_path, vllm_models, monkeypatch):
+    monkeypatch.setattr(RepairedVLLMGeneration, "sync_weights", VLLMGeneration.sync_weights)
+    trainer = make_vllm_trainer(
+        tmp_path, vllm_models("qwen2_5_vl"), learning_rate=0.1, max_steps=9, vllm_max_model_length=515
+    )
+    with pytest.raises(SamplerMismatchError, match="by other weights"):
+        trainer.train()
+    assert trainer.state.global_step > 0
+
+
+def test_a_processor_that_vllm_does_not_load_is_refused_where_it_makes_other_tokens(tmp_path, vllm_models):
+    _, processor = build("qwen2_5_vl")
+    processor.image_processor.size = {"shortest_edge": 112 * 112, "longest_edge": 224 * 224}  # larger pictures
+    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"), processing_class=processor)
+    with pytest.raises(ValueError, match=r"vLLM makes \[16\] tokens .* set max_pixels of CPPOConfig"):
+        generate(trainer)
+
+
+def test_the_best_checkpoint_s_weights_are_pushed(tmp_path, vllm_models, monkeypatch):
+    def load(self):  # at the last step, for which vLLM has weights already
+        change_weights(self)
+        self.state.global_step -= 1
+
+    monkeypatch.setattr("transformers.Trainer._load_best_model", load)
+    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"))
+    generate(trainer)
+    trainer._load_best_model()
+    assert differences(generate(trainer)).max() < 1e-3
+
+
+def test_a_resumed_run_samples_from_its_checkpoint(tmp_path, vllm_models):
+    settings = dict(learning_rate=3e-2, save_strategy="steps", save_steps=2, max_steps=4)
+    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"), **settings)
+    trainer.train()
+    resumed = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    apart = [entry[DIFFERENCE] for entry in resumed.state.log_history if entry["step"] > 2 and DIFFERENCE in entry]
+    assert len(apart) == 2 and max(apart) < 1e-4
