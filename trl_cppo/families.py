@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model families whose view rows CPPOTrainer can append, and what is particular to each."""
 
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -65,13 +66,18 @@ class ViewProcessor:
                 f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
             )
         self.pixels_by_row = has_pixels_by_row(model)
-        self.to_rgb = load_image if family in _LOAD_IMAGE else to_rgb
+        self.to_rgb = rgb_reader(model)
         self._image_processor = processor.image_processor
         self._options = _IMAGE_OPTIONS[family]
 
     def __call__(self, images: list[list[Image.Image]]) -> dict[str, Any]:
         """Tensors by name, along dimension 0 in the order of the images; what else the image processor returns."""
         return dict(self._image_processor(images=images, return_tensors="pt", **self._options))
+
+
+def rgb_reader(model: PreTrainedModel) -> Callable[[Image.Image], Image.Image]:
+    """What makes an RGB image of any other as the processor of the model's family does; of an unknown one, as most do."""
+    return load_image if model.config.model_type in _LOAD_IMAGE else to_rgb
 
 
 def has_pixels_by_row(model: PreTrainedModel) -> bool:
