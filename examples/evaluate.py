@@ -67,13 +67,8 @@ from trl_cppo.rewards import boxed_accuracy_reward
 from trl_cppo.row_images import RowImages
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
-SETTINGS += [
-    "seed",
-    "dtype",
-    "attn_implementation",
-    "max_pixels",
-    "min_pixels",
-]  # what results depend on, besides what `prepare` adds
+SETTINGS += ["seed", "dtype", "attn_implementation", "max_pixels", "min_pixels"]
+# What results depend on, besides what `prepare` adds.
 
 
 @dataclass

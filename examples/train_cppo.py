@@ -26,6 +26,7 @@ Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag, and 
 import functools
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -195,10 +196,11 @@ def write_metrics(trainer: CPPOTrainer) -> None:
 
 
 def show_messages() -> None:
-    """What the package tells of a run besides warnings, such as the tokens of the longest prompt, on stderr."""
+    """What the package tells of a run besides warnings, such as the tokens of the longest prompt: once, on stderr."""
     ours = logging.getLogger("trl_cppo")
-    ours.setLevel(logging.INFO)
-    ours.addHandler(logging.StreamHandler())
+    if os.environ.get("RANK", "0") == "0" and not ours.handlers:
+        ours.setLevel(logging.INFO)
+        ours.addHandler(logging.StreamHandler())
 
 
 def main() -> None:

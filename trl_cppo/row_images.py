@@ -68,7 +68,10 @@ class RowImages:
         return [self._messages(prompt, name, read) for prompt, name in zip(prompts, names, strict=True)]
 
     def tool(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A tool that calls `function`, which may be a coroutine function, and limits images among the parts it returns."""
+        """
+        A tool that calls `function`, which may be a coroutine function, and limits images among the parts it returns. One
+        that cannot be read is an error of the tool, of which TRL tells the model and which it counts.
+        """
 
         def limited(result: Any) -> Any:
             return self._parts(result, f"The result of the tool {name}", {}) if isinstance(result, list) else result
