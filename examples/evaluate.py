@@ -60,11 +60,15 @@ from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
+from trl_cppo.families import rgb_reader
+from trl_cppo.image_size import check_limits
 from trl_cppo.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
 from trl_cppo.rewards import boxed_accuracy_reward
+from trl_cppo.row_images import RowImages
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
-SETTINGS += ["seed", "dtype", "attn_implementation"]  # what results depend on, besides what `prepare` adds
+SETTINGS += ["seed", "dtype", "attn_implementation", "max_pixels", "min_pixels"]
+# What results depend on, besides what `prepare` adds.
 
 
 @dataclass
@@ -97,6 +101,16 @@ class EvaluationArguments:
     )
     batch_size: int = field(
         default=16, metadata={"help": "Prompts completed at once, on each process. Changes no result in float32."}
+    )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most pixels of an image, as in training: larger ones are scaled down. Default: as they are."
+        },
+    )
+    min_pixels: int | None = field(
+        default=None,
+        metadata={"help": "The fewest pixels of an image: smaller ones are enlarged. Default: as they are."},
     )
     seed: int = field(default=0, metadata={"help": "Of the samples and of the bootstrap."})
     compare: list[str] | None = field(
@@ -134,6 +148,7 @@ class EvaluationArguments:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p must be above 0 and at most 1, got {self.top_p}.")
+        check_limits(self.max_pixels, self.min_pixels)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype must be auto, float32, bfloat16 or float16, got {self.dtype}.")
         if not self.greedy and self.num_samples == 0:
@@ -146,6 +161,7 @@ class Job:
 
     rows: LocatedRows
     generator: CompletionGenerator
+    row_images: RowImages
     reward: Callable[..., Any]
     records: Records
     pending: list[int]
@@ -219,6 +235,7 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"num_rows": len(dataset), "max_completion_length": length, "reward": reward_name}
     settings["weights"] = weights_hash(model)
+    row_images = RowImages(args.max_pixels, args.min_pixels, rgb_reader(model))
     output, rows = output_path(args), LocatedRows(dataset, name)
     records = Records(output, settings, state.process_index)
     if state.is_main_process:
@@ -227,7 +244,7 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
     done = records.read()
     state.wait_for_everyone()  # no process appends while another one reads
     pending = [row for row in range(len(dataset)) if row not in done][state.process_index :: state.num_processes]
-    return Job(rows, generator, reward, records, pending, settings, output, compare_with)
+    return Job(rows, generator, row_images, reward, records, pending, settings, output, compare_with)
 
 
 def open_output(
@@ -250,7 +267,7 @@ def run(job: Job, args: EvaluationArguments, state: PartialState) -> None:
     start = time.perf_counter()
     batches = evaluate_rows(
         job.rows, job.pending, job.generator, job.reward,
-        greedy=args.greedy, num_samples=args.num_samples, batch_size=args.batch_size,
+        greedy=args.greedy, num_samples=args.num_samples, batch_size=args.batch_size, row_images=job.row_images,
     )  # fmt: skip
     with tqdm(total=len(job.pending), unit="question", disable=not state.is_main_process) as bar:
         for batch in batches:
@@ -321,7 +338,12 @@ def main() -> None:
     except (EvaluationError, RewardCountError) as error:
         stop("evaluate.py", error)
     except torch.OutOfMemoryError as error:
-        stop("evaluate.py", RuntimeError(f"{error} Lower --batch_size: finished questions are kept."))
+        stop(
+            "evaluate.py",
+            RuntimeError(
+                f"{error} Lower --batch_size, or --max_pixels with another --output: finished questions are kept."
+            ),
+        )
     state.wait_for_everyone()
     state.destroy_process_group()
     leave(state.num_processes, state.device.type)

@@ -35,6 +35,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--model", help="Hub id or local folder of the processor that counts tokens. Default: no limit."
     )
     parser.add_argument("--max_prompt_length", type=int, default=512, help="Tokens, images included. Default: 512.")
+    limits = [("max", "The most", "larger ones are scaled down"), ("min", "The fewest", "smaller ones are enlarged")]
+    for name, which, what in limits:
+        help = f"{which} pixels of an image, width times height: {what}. Default: as they are."
+        parser.add_argument(f"--{name}_pixels", type=int, help=help)
     parser.add_argument("--prompt_suffix", default=PROMPT_SUFFIX, help="Behind each question. Default: the authors'.")
     parser.add_argument("--skip_broken", action="store_true", help="Leave out rows that cannot be used, do not stop.")
     parser.add_argument("--num_proc", type=int, help="Processes. Default: 1.")
@@ -44,7 +48,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the content of the output depends on, by the names of `prepare`'s arguments."""
+    limits = {"max_pixels": args.max_pixels, "min_pixels": args.min_pixels}
     return {
+        # Only where they are set: the records of folders that were made without limits have no such entry.
+        **{name: value for name, value in limits.items() if value is not None},
         "name": args.dataset,
         "splits": args.split,
         "model": args.model,

@@ -25,6 +25,8 @@ Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag, and 
 
 import functools
 import json
+import logging
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +38,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from trl_cppo import CPPOConfig, CPPOTrainer
+from trl_cppo import CPPOConfig, CPPOTrainer, limit_pixels
 from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
 from trl_cppo.markdown import is_hub_id
 from trl_cppo.model_card import CardExample
@@ -126,6 +128,11 @@ def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> J
     with training_args.main_process_first(desc="warm start"):
         model = digits.warm_start(seed=0)
     held_out = digits.make_dataset("held_out", script_args.eval_canvases, seed=1)
+    if training_args.max_pixels or training_args.min_pixels:  # measured on the images that are trained on
+        limit = functools.partial(
+            limit_pixels, max_pixels=training_args.max_pixels, min_pixels=training_args.min_pixels
+        )
+        held_out = held_out.map(lambda row: {"image": limit(row["image"])})
     return Job(
         model=str(model),
         train_dataset=digits.make_dataset("rl", 4000, seed=training_args.seed),
@@ -173,6 +180,8 @@ def write_metrics(trainer: CPPOTrainer) -> None:
         "cpl_max_gradient_ratio",
         "information_preserving",
         "information_removing",
+        "max_pixels",
+        "min_pixels",
     ]
     report = {
         "steps": trainer.state.global_step,
@@ -186,7 +195,16 @@ def write_metrics(trainer: CPPOTrainer) -> None:
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
+def show_messages() -> None:
+    """What the package tells of a run besides warnings, such as the tokens of the longest prompt: once, on stderr."""
+    ours = logging.getLogger("trl_cppo")
+    if os.environ.get("RANK", "0") == "0" and not ours.handlers:
+        ours.setLevel(logging.INFO)
+        ours.addHandler(logging.StreamHandler())
+
+
 def main() -> None:
+    show_messages()
     try:
         script_args, training_args, model_args = parse()
         checkpoint = training_args.resume_from_checkpoint or ""

@@ -28,6 +28,9 @@ OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g 
         ("perception_score", "kl", "relative_entropy_shift, entropy_shift"),
         ("cpl_reduction", "mean", "sequence, token"),
         ("share_prefix", "yes", "True, False or 'auto'; got 'yes'"),
+        ("max_pixels", 0, "max_pixels must be a whole number of pixels .*got 0"),
+        ("max_pixels", 4e5, "max_pixels must be a whole number of pixels .*got 400000.0"),
+        ("min_pixels", -1, "min_pixels must be a whole number of pixels .*got -1"),
         ("information_preserving", [], "at least one"),
         ("information_removing", ["fog"], "Unknown view 'fog'. Known views: black_squares"),
     ],
@@ -43,8 +46,13 @@ def test_a_least_shift_without_a_ratio_is_refused(tmp_path):
         CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **settings)
 
 
+def test_a_least_size_above_the_most_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="min_pixels must not be above max_pixels; got 101 and 100"):
+        CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_pixels=100, min_pixels=101)
+
+
 def test_every_field_has_a_help_text_and_a_docstring_entry():
-    assert len(OWN) == 13
+    assert len(OWN) == 16
     for field in OWN:
         assert len(field.metadata["help"]) > 40
         assert f"        {field.name} (" in CPPOConfig.__doc__
@@ -56,7 +64,7 @@ def test_every_field_is_a_flag():
         "--perception_score", "entropy_shift", "--gate_by_advantage", "False", "--cpl_reduction", "token",
         "--information_preserving", "gaussian_blur", "--information_removing", "black_squares", "zoom_crop",
         "--suppress_vision_tokens", "False", "--cpl_max_gradient_ratio", "0.1", "--min_entropy_shift", "0.2",
-        "--share_prefix", "true", "--use_cpu", "--bf16", "False",
+        "--share_prefix", "true", "--max_sampling_logp_difference", "0.5", "--max_pixels", "1000", "--min_pixels", "100", "--use_cpu", "--bf16", "False",
     ]  # fmt: skip
     [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
     assert all(getattr(config, field.name) != default_of(field) for field in OWN)

@@ -17,6 +17,7 @@ from tiny_models import build
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo.dataset_checks import ROW_NAME, LocatedRows, find_image_fault, row_names
+from trl_cppo.prompt_lengths import report_prompt_lengths
 
 BAD = 5  # the row at fault
 STRING = [{"role": "user", "content": "sum?"}]
@@ -281,6 +282,28 @@ def test_extreme_aspect_ratio_trains_where_the_processor_takes_it(tmp_path):
     trainer = trained(tmp_path, rows_of(wide, Image()), family="gemma3", information_preserving=keep)
     assert sizes == {(12_000, 40)} and sum(logged(trainer, "cpl/gated_ratio")) > 0
     assert all(value.isfinite().all() for value in weights(trainer).values())
+
+
+def test_a_photo_trains_under_a_limit_and_is_warned_of_without(tmp_path, caplog):
+    photos = rows_of([encoded(picture(i, 4, 3).resize((4000, 3000))) for i in range(2)], Image())
+
+    def warned(**limits):
+        trainer = make_trainer(
+            tmp_path, photos, max_steps=1, num_generations=2, per_device_train_batch_size=2, **limits
+        )
+        trainer.model.config.text_config.max_position_embeddings = 100
+        caplog.clear()
+        report_prompt_lengths(trainer)
+        if limits:
+            trainer.train()
+            assert_learned(trainer)
+        return [
+            record.getMessage() for record in caplog.records if "training data set makes a prompt" in record.message
+        ]
+
+    [warning] = warned()
+    assert "more than the 100 of the model's max_position_embeddings. Set max_pixels (now None)" in warning
+    assert warned(max_pixels=56 * 56) == []
 
 
 # Rewards --------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+from transformers import Qwen2VLImageProcessor
 from trl import get_peft_config
 
 from trl_cppo import CPPOConfig
+from trl_cppo.image_size import limited_size
 from trl_cppo.loading import load_rewards
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -77,6 +80,31 @@ def test_the_authors_batches(monkeypatch, name):
 def test_the_lora_recipe_takes_one_step_a_generation_of_whole_groups(monkeypatch):
     _, args, _ = parse(monkeypatch, EXAMPLES / "configs" / "qwen2_5_vl_3b_lora_24gb.yaml", 1)
     assert args.generation_batch_size == args.per_device_train_batch_size * args.gradient_accumulation_steps == 16 * 5
+
+
+@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "digits"], ids=lambda path: path.stem)
+def test_the_limit_on_image_size_is_the_limit_of_the_prompt(recipe):
+    most = yaml.safe_load(recipe.read_text())["max_pixels"]
+    assert most == 512 * 28 * 28 and "512 x 28 x 28" in recipe.read_text()
+
+
+def test_the_figures_of_the_pages():
+    processor = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 12845056})  # Qwen2.5-VL's
+
+    def tokens(size, most=None):
+        width, height = limited_size(size, most, None)
+        return processor.get_number_of_image_patches(height, width) // 4
+
+    most = 512 * 28 * 28
+    assert (tokens((4000, 3000)), tokens((4000, 3000), most), limited_size((4000, 3000), most, None)) == (
+        15_301,
+        520,
+        (731, 548),
+    )
+    grid = processor(images=[Image.new("RGB", (731, 548))], return_tensors="pt")["image_grid_thw"]
+    assert int(grid.prod()) // 4 == 520
+    assert max(tokens((12 * ratio, 1200), most) for ratio in range(100, 401)) == 533  # up to 4 : 1
+    assert 12845056 // 28**2 == 16_384
 
 
 @pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem != "digits"], ids=lambda path: path.stem)

@@ -4,6 +4,7 @@
 
 from importlib.metadata import version
 
+from .image_size import limit_pixels
 from .trl_contract import FITTING_TRL
 from .views import get_view, register_view
 
@@ -15,5 +16,5 @@ except ImportError as error:
         error.add_note(FITTING_TRL)
     raise
 
-__all__ = ["CPPOConfig", "CPPOTrainer", "get_view", "register_view"]
+__all__ = ["CPPOConfig", "CPPOTrainer", "get_view", "limit_pixels", "register_view"]
 __version__ = version("trl-cppo")

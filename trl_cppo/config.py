@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from .image_size import check_limits
 from .losses import DIVERGENCES, PERCEPTION_SCORES
 from .views import get_view
 
@@ -61,6 +62,15 @@ class CPPOConfig(GRPOConfig):
             Names of registered views (see [`register_view`]); each image gets one of them, drawn at random.
         information_removing (`list[str]`, *optional*, defaults to `["noise_boxes", "zoom_crop"]`):
             The same for the information-removing view.
+
+        > Parameters that control image size
+
+        max_pixels (`int` or `None`, *optional*, defaults to `None`):
+            The most pixels, width times height, of an image: larger ones are scaled down once, their aspect ratio kept,
+            before processor, vLLM, views and rewards see them (see [`limit_pixels`]); likewise those that tools and
+            environments return. `None`: images as they are, as GRPOTrainer.
+        min_pixels (`int` or `None`, *optional*, defaults to `None`):
+            The fewest pixels; smaller images are enlarged. `None`: images as they are.
 
         > Parameters that control speed
 
@@ -151,6 +161,17 @@ class CPPOConfig(GRPOConfig):
             "help": "Names of registered views that remove the information; each image gets one, drawn at random."
         },
     )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most pixels, width times height, of an image: larger ones are scaled down, their aspect ratio kept, "
+            "before anything else sees them. Default: images as they are."
+        },
+    )
+    min_pixels: int | None = field(
+        default=None,
+        metadata={"help": "The fewest pixels of an image: smaller ones are enlarged. Default: images as they are."},
+    )
     share_prefix: str = field(  # or bool; HfArgumentParser would take a union with bool for a bool alone
         default="auto",
         metadata={
@@ -212,6 +233,7 @@ class CPPOConfig(GRPOConfig):
                 "min_entropy_shift chooses among the tokens of a ratio, but perception_token_ratio is None: every "
                 "completion token counts. Set perception_token_ratio to 1.0, or min_entropy_shift to 0."
             )
+        check_limits(self.max_pixels, self.min_pixels)
         for name in ("information_preserving", "information_removing"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one registered view; got an empty list.")

@@ -238,11 +238,12 @@ def _image_fault(example: dict[str, Any], image_processor: BaseImageProcessor) -
         try:
             image_processor(images=[[image]], return_tensors="pt")
         except Exception as error:
-            return f", image {place} ({_describe(image)}): {error}"
+            return f", image {place} ({describe_image(image)}): {error}"
     return None
 
 
-def _describe(image: Any) -> str:
+def describe_image(image: Any) -> str:
+    """What errors call an image: its path, its size or its type."""
     if isinstance(image, (str, type(None))):
         return repr(image)
     return f"{image.width}x{image.height}" if isinstance(image, PILImage.Image) else type(image).__name__

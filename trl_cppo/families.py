@@ -80,7 +80,7 @@ class ViewProcessor:
                 f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
             )
         self.pixels_by_row = has_pixels_by_row(model)
-        self.to_rgb = image_reader(family)
+        self.to_rgb = rgb_reader(model)
         self._image_processor = processor.image_processor
         self._options = _IMAGE_OPTIONS[family]
 
@@ -89,14 +89,14 @@ class ViewProcessor:
         return dict(self._image_processor(images=images, return_tensors="pt", **self._options))
 
 
+def rgb_reader(model: PreTrainedModel) -> Callable[[Image.Image], Image.Image]:
+    """What makes an RGB image of any other as the processor of the model's family does; of an unknown one, as most do."""
+    return load_image if model.config.model_type in _LOAD_IMAGE else to_rgb
+
+
 def has_pixels_by_row(model: PreTrainedModel) -> bool:
     """Whether the pixels of the model's family have one entry a row, whatever the number of its images."""
     return model.config.model_type in _BY_ROW
-
-
-def image_reader(family: str) -> Callable[[Image.Image], Image.Image]:
-    """What makes an RGB image of any other as the family's processor does."""
-    return load_image if family in _LOAD_IMAGE else to_rgb
 
 
 def has_transposed_experts(model: PreTrainedModel) -> bool:

@@ -29,6 +29,7 @@ from .plotting import metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
 
 if TYPE_CHECKING:
+    from .config import CPPOConfig
     from .trainer import CPPOTrainer
 
 _EMPTY = re.compile(r"\n{3,}")
@@ -199,6 +200,7 @@ def _training_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
         ("GRPO", f"loss `{args.loss_type}`, β {number(args.beta)}, temperature {number(args.temperature)}"),
         ("Completions", f"at most {args.max_completion_length} tokens"),
         ("Learning rate", f"{number(args.learning_rate)}, schedule `{args.lr_scheduler_type.value}`"),
+        *_image_facts(args),
         ("Seed", str(args.seed)),
         ("Hardware", _hardware(trainer)),
     ]
@@ -206,6 +208,12 @@ def _training_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
     if times:  # of a resumed run only the last part
         facts.append(("Time of the last call of `train`", f"{times[-1]:,.0f} s"))
     return facts if args.cpl_coef == 0 else [*_cpl_facts(trainer), *facts]
+
+
+def _image_facts(args: "CPPOConfig") -> list[tuple[str, str]]:
+    limits = [("at most", args.max_pixels), ("at least", args.min_pixels)]
+    stated = " and ".join(f"{which} {pixels:,} pixels" for which, pixels in limits if pixels is not None)
+    return [("Images", f"scaled to {stated}")] if stated else []
 
 
 def _cpl_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:

@@ -28,8 +28,9 @@ from .losses import (
     squared_gradients,
 )
 from .metrics import cpl_metrics, cpl_sums
-from .packed_trainer import SharedPrefixGRPOTrainer, bind_scoring
+from .packed_trainer import bind_scoring
 from .sampler_check import DIFFERENCE, SamplerCheck
+from .sized_trainer import SizedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
@@ -58,7 +59,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(SharedPrefixGRPOTrainer):
+class CPPOTrainer(SizedGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -216,6 +217,7 @@ class CPPOTrainer(SharedPrefixGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         key = self._generation_key()
+        inputs = self.row_images.rows(inputs)  # here, so that rollouts, rewards and views are of the same images
         batch = super()._generate_and_score_completions(inputs)
         check_image_counts(self._process_views.pixels_by_row, batch.get("num_images"))
         if self.args.cpl_coef == 0:

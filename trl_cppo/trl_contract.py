@@ -33,6 +33,7 @@ _METHODS: dict[str, tuple] = {
     "_generate_and_score_completions": ("inputs",),
     "_generate": ("prompts",),
     "_tokenize_prompts": ("prompts",),
+    "_tool_call_loop": ("prompts", ...),
     "_generate_single_turn": ("prompt_ids", "images", ...),
     "_calculate_rewards": ("inputs", ...),
     "_log_completion_extra": ("column", "values"),
@@ -62,6 +63,7 @@ _CODE = {
     _SCORING: "fused_lm_head=True",
     f"{_TRAINER}._generate_and_score_completions": '["reward"]',
     f"{_TRAINER}._prepare_inputs": "shuffle_sequence_dict(",
+    f"{_TRAINER}._tool_call_loop": "self._sync_tool_dicts[",
     "trl.trainer.utils:add_fused_lm_head": "_ChunkedLogProbFunction.apply(",
 }
 # What GRPOTrainer's constructor sets and we read or change: always, with vLLM, without it.

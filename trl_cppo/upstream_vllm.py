@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.core_model_loading import revert_weight_conversion
 from trl.generation.vllm_generation import VLLMGeneration
 
-from .families import has_transposed_experts, image_reader, vllm_obstacle
+from .families import has_transposed_experts, rgb_reader, vllm_obstacle
 
 
 class RepairedVLLMGeneration(VLLMGeneration):
@@ -59,7 +59,7 @@ class RepairedVLLMGeneration(VLLMGeneration):
     def generate(self, prompts: list[list[int]], images: list[list[Any] | None] | None, *args, **kwargs) -> tuple:
         if images is not None:
             # A server decodes otherwise than the trainer's processor: turned upright, transparency on black or white.
-            to_rgb = image_reader(self.model.config.model_type)
+            to_rgb = rgb_reader(self.model)
             images = [[_without_exif(to_rgb(image)) for image in row or []] or None for row in images]
             images = images if any(images) else None
         return super().generate(prompts, images, *args, **kwargs)

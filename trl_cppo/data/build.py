@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from tqdm import tqdm
 
+from ..image_size import check_limits
 from .layouts import ANSWERS, IMAGES, QUESTIONS, Layout, find_layout
 from .rows import PROMPT_SUFFIX, build_row
 
@@ -34,13 +35,15 @@ def prepare(
     prompt_suffix: str = PROMPT_SUFFIX,
     skip_broken: bool = False,
     num_proc: int | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
 ) -> tuple[DatasetDict, dict[str, Counter]]:
     """
     A data set in the columns that TRL's GRPO and CPPO trainers read.
 
     A `prompt` is one user message of content parts, for a question shows its images where its `<image>` marks are, or in
-    front if it has none. Images keep their bytes, but those of a short side below 28 px are enlarged to it. Rows of
-    several images and of none are kept. The work is cached by `datasets`: a second call reads its files.
+    front if it has none. Images keep their bytes, but those of a short side below 28 px are enlarged to it,
+    and those beyond a limit of pixels are scaled and encoded anew (JPEG of quality 95 from JPEG, else PNG). Rows of several images and of none are kept. The work is cached by `datasets`: a second call reads its files.
 
     Args:
         name (`str`): a Hub id, or a local folder of the same layout: parquet files and, for images that are paths, the
@@ -53,6 +56,9 @@ def prepare(
         prompt_suffix (`str`, *optional*): written behind each question.
         skip_broken (`bool`, *optional*, defaults to `False`): leave out rows that cannot be used, and count them.
         num_proc (`int`, *optional*): processes.
+        max_pixels (`int`, *optional*): the most pixels of an image, width times height (see [`limit_pixels`]). Tokens are
+            counted after the scaling.
+        min_pixels (`int`, *optional*): the fewest.
 
     Returns:
         `tuple[DatasetDict, dict[str, Counter]]`: columns `prompt`, `images`, `solution` (in `\\boxed{}`), the source's
@@ -62,6 +68,7 @@ def prepare(
         `FileNotFoundError`, `ValueError`: for a data set, split or columns that are not there; for a row that cannot be
             used, naming row and column.
     """
+    check_limits(max_pixels, min_pixels)
     root, files = _find_files(name)
     unknown = sorted(set(splits or []) - set(files))
     if unknown:
@@ -71,6 +78,7 @@ def prepare(
         source = load_dataset("parquet", data_files={split: [str(path) for path in files[split]]}, split=split)
         settings = dict(
             name=f"{name} ({split})", root=str(root), model=model, suffix=prompt_suffix, skip_broken=skip_broken,
+            max_pixels=max_pixels, min_pixels=min_pixels,
             # Not read, but a part of the cache's key: the map function's own key holds no file that it opens.
             stamps=[version("trl-cppo"), _stamp(root), _stamp(Path(model)) if model else None],
         )  # fmt: skip

@@ -13,16 +13,21 @@ from typing import Any
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from ..image_size import limit_pixels
+
 MIN_SIDE = 28  # pixels; Qwen2.5-VL's patches of 14, two by two
 
 
-def usable_bytes(image: str | dict[str, Any] | None, root: str) -> bytes:
+def usable_bytes(
+    image: str | dict[str, Any] | None, root: str, max_pixels: int | None = None, min_pixels: int | None = None
+) -> bytes:
     """
-    An image's own bytes, or those of its enlarged copy if its short side is below `MIN_SIDE`.
+    An image's own bytes, or those of a scaled copy if its short side is below `MIN_SIDE` or its pixels are beyond a limit.
 
     Args:
         image (`str` or `dict`): a path inside of `root`, or `{"bytes": …, "path": …}` as `datasets` has it.
         root (`str`): the data set's folder; what is not in it may be in its `images.zip`.
+        max_pixels, min_pixels (`int`, *optional*): as for [`limit_pixels`]; `max_pixels` wins over `MIN_SIDE`.
 
     Raises:
         `FileNotFoundError`: if it is not there. Any other error: if it cannot be decoded; PIL raises `SyntaxError` and a
@@ -32,7 +37,13 @@ def usable_bytes(image: str | dict[str, Any] | None, root: str) -> bytes:
     data = data or _read_bytes(image["path"] if isinstance(image, dict) else image, root)
     with PILImage.open(io.BytesIO(data)) as picture:
         picture.load()  # a truncated image shows only here
-        return _enlarge(picture) if min(picture.size) < MIN_SIDE else data
+        usable = _enlarge(picture) if min(picture.size) < MIN_SIDE else picture
+        limited = limit_pixels(usable, max_pixels, min_pixels)
+        if limited is picture:
+            return data
+        # MPO: the JPEG of many phones, with further pictures behind the first
+        kind = "JPEG" if picture.format in ("JPEG", "MPO") and limited is not usable else "PNG"
+        return _encode(ImageOps.exif_transpose(limited), kind)  # upright, as `datasets` turns what it reads
 
 
 def _read_bytes(path: str | None, root: str) -> bytes:
@@ -54,10 +65,14 @@ def _open_archive(path: str, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)  # of this process: forked ones would share its position in the file
 
 
-def _enlarge(picture: PILImage.Image) -> bytes:
+def _enlarge(picture: PILImage.Image) -> PILImage.Image:
     picture = ImageOps.exif_transpose(picture)
     scale = MIN_SIDE / min(picture.size)
     size = tuple(max(MIN_SIDE, round(side * scale)) for side in picture.size)
+    return picture.convert("RGB").resize(size, PILImage.Resampling.LANCZOS)
+
+
+def _encode(picture: PILImage.Image, kind: str) -> bytes:
     buffer = io.BytesIO()
-    picture.convert("RGB").resize(size, PILImage.Resampling.LANCZOS).save(buffer, "PNG")
+    picture.save(buffer, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
     return buffer.getvalue()

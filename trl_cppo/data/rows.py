@@ -39,6 +39,8 @@ def build_row(
     model: str | None,
     suffix: str,
     skip_broken: bool,
+    max_pixels: int | None,
+    min_pixels: int | None,
     stamps: list[str | None],
 ) -> dict[str, Any]:
     """
@@ -53,6 +55,7 @@ def build_row(
         model (`str`, *optional*): the processor that counts tokens into `num_tokens`.
         suffix (`str`): written behind the question.
         skip_broken (`bool`): whether a fault is no error.
+        max_pixels, min_pixels (`int`, *optional*): the limits of an image.
         stamps (`list`): not read; what the key of the cache must hold besides.
 
     Raises:
@@ -64,7 +67,8 @@ def build_row(
         row["solution"] = _solution(example[layout.answer], layout)
         images = example[layout.images] or []
         images = images if isinstance(images, list) else [images]
-        row["images"] = [_read_image(image, place, root, layout) for place, image in enumerate(images)]
+        limits = max_pixels, min_pixels
+        row["images"] = [_read_image(image, place, root, layout, limits) for place, image in enumerate(images)]
         row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
         if model:
             row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
@@ -115,9 +119,11 @@ def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list
     return [{"role": "user", "content": content}]
 
 
-def _read_image(image: Any, place: int, root: str, layout: Layout) -> dict[str, Any]:
+def _read_image(
+    image: Any, place: int, root: str, layout: Layout, limits: tuple[int | None, int | None]
+) -> dict[str, Any]:
     try:
-        return {"bytes": usable_bytes(image, root), "path": None}
+        return {"bytes": usable_bytes(image, root, *limits), "path": None}
     except FileNotFoundError as error:
         raise _RowFault(layout.images, "image missing", f"image {place}, {error}") from error
     except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..dataset_checks import LocatedRows, row_name
 from ..loading import RewardCountError
+from ..row_images import RowImages
 from .errors import EvaluationError
 from .generation import Completion, CompletionGenerator
 from .identity import question_hash
@@ -25,6 +26,7 @@ def evaluate_rows(
     greedy: bool = True,
     num_samples: int = 0,
     batch_size: int = 8,
+    row_images: RowImages | None = None,
 ) -> Iterator[list[Record]]:
     """
     Evaluate rows, batch by batch.
@@ -37,6 +39,8 @@ def evaluate_rows(
         greedy (`bool`, *optional*, defaults to `True`): whether to complete each prompt greedily.
         num_samples (`int`, *optional*, defaults to `0`): sampled completions of each prompt.
         batch_size (`int`, *optional*, defaults to `8`): prompts completed at once; changes no result in float32.
+        row_images (`RowImages`, *optional*): limits the images that the model and the reward see. A question is the same
+            question under another limit.
 
     Yields:
         `list[Record]`: one a row of the batch.
@@ -49,13 +53,14 @@ def evaluate_rows(
         batch = indices[start : start + batch_size]
         try:
             examples = rows.__getitems__(batch)
-            inputs = generator.encode(examples)
+            limited = examples if row_images is None else row_images.rows(examples)
+            inputs = generator.encode(limited)
         except ValueError as error:
             raise EvaluationError(str(error)) from error
         scored = []
         for number in numbers:
             completions = generator.generate(inputs, batch, number)
-            scores = _score(reward, examples, completions)
+            scores = _score(reward, limited, completions)
             scored.append([_describe(*pair) for pair in zip(completions, scores, strict=True)])
         yield [
             {

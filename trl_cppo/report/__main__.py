@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..config import CPPOConfig
 from ..dataset_checks import ROW_NAME
+from ..image_size import check_limits
 from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
 from .completions import GivenCompletion, prompt_text, read_completions
 from .page import Row, Settings, render
@@ -73,6 +74,8 @@ class ReportArguments:
         default=1.0, metadata={"help": "Of sampling and of the log-probs and entropies, as in training."}
     )
     max_completion_length: int | None = _as_in_training("max_completion_length")
+    max_pixels: int | None = _as_in_training("max_pixels")
+    min_pixels: int | None = _as_in_training("min_pixels")
     information_preserving: list[str] = _as_in_training("information_preserving")
     information_removing: list[str] = _as_in_training("information_removing")
     perception_token_ratio: float | None = _as_in_training("perception_token_ratio")
@@ -88,6 +91,7 @@ class ReportArguments:
             raise ValueError(
                 f"--temperature must be positive; got {self.temperature}. Without --sample decoding is greedy."
             )
+        check_limits(self.max_pixels, self.min_pixels)
         if not Path(self.output).resolve().parent.is_dir():
             raise FileNotFoundError(f"--output: there is no folder {Path(self.output).resolve().parent}.")
         check_folder("--model", self.model)
