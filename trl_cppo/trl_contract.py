@@ -42,6 +42,7 @@ _METHODS: dict[str, tuple] = {
     "prediction_step": ("model", "inputs", "prediction_loss_only", ...),
     "save_model": ("output_dir", "_internal_call"),
     "_save_checkpoint": ("model", "trial"),
+    "_load_best_model": (),
     "_get_output_dir": ("trial",),
     "create_model_card": ("model_name", "dataset_name", "tags"),
 }
@@ -49,6 +50,10 @@ _CLASS_ATTRIBUTES = ("_tag_names", "_name", "_paper")  # that CPPOTrainer sets, 
 _FUNCTIONS: dict[str, tuple] = {
     "trl:prepare_multimodal_messages": ("messages", "images"),
     "trl.trainer.grpo_trainer:shuffle_sequence_dict": ("seq_dict",),
+    "trl.generation.vllm_generation:VLLMGeneration._init_vllm": (),
+    "trl.generation.vllm_generation:VLLMGeneration._iter_named_params": (),
+    "trl.generation.vllm_generation:VLLMGeneration.sync_weights": (),
+    "trl.generation.vllm_generation:VLLMGeneration.generate": ("prompts", "images", ...),
     "trl.trainer.utils:get_callable_name": ("func",),
     "trl.trainer.utils:get_config_model_id": ("config",),
     "trl.trainer.utils:maybe_gather_lm_head_ctx": ("params",),
@@ -61,6 +66,7 @@ _FUNCTIONS: dict[str, tuple] = {
 # do nothing, and silently.
 _CODE = {
     _SCORING: "fused_lm_head=True",
+    f"{_TRAINER}.__init__": "VLLMGeneration(",
     f"{_TRAINER}._generate_and_score_completions": '["reward"]',
     f"{_TRAINER}._prepare_inputs": "shuffle_sequence_dict(",
     f"{_TRAINER}._tool_call_loop": "self._sync_tool_dicts[",
@@ -72,7 +78,7 @@ ATTRIBUTES = frozenset({
     "log_multimodal", "num_generations", "num_generations_eval", "ref_model", "reward_func_names", "reward_weights",
     "tools", "use_vllm",
 })  # fmt: skip
-VLLM_ATTRIBUTES = frozenset({"vllm_generation"})
+VLLM_ATTRIBUTES = frozenset({"vllm_generation", "_last_loaded_step"})
 SAMPLING_ATTRIBUTES = frozenset({"generation_config", "generation_kwargs"})
 _ENTRIES = {
     "_logs": {"images", "prompt", "advantages", "extra"},
@@ -190,7 +196,7 @@ def _signature_changes() -> Iterator[str]:
             yield f"{_shown(path)} is missing"
             continue
         names = found = _arguments(function)
-        if expected[-1] is ...:
+        if expected and expected[-1] is ...:
             names = [*found[: len(expected) - 1], ...]
         if names != list(expected):
             known = ", ".join("..." if name is ... else name for name in expected)

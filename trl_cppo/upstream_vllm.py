@@ -86,7 +86,12 @@ def keep_expanded_prompts(mm_processor: Any) -> None:
 
     Args:
         mm_processor (`vllm.multimodal.processing.BaseMultiModalProcessor`): the engine's; changed in place.
+
+    Raises:
+        `ImportError`: if vLLM's processors have not what is changed, as those of versions that were not tested.
     """
+    if not (hasattr(mm_processor, "_apply_prompt_updates") and hasattr(mm_processor, "_find_mm_placeholders")):
+        raise ImportError('this vLLM takes images in another way than was tested: pip install "trl-cppo[vllm]"')
     expand = type(mm_processor)._apply_prompt_updates.__get__(mm_processor)
 
     def keep_or_expand(token_ids: list[int], mm_prompt_updates: Any) -> tuple[list[int], Any]:

@@ -46,21 +46,24 @@ def test_settings_meet(tmp_path, vllm_models, row):
 
 
 def test_after_training_the_engine_says_what_the_trained_model_says(tmp_path, vllm_models):
-    trainer = make_vllm_trainer(
-        tmp_path,
-        vllm_models("qwen2_5_vl"),
-        max_steps=4,
-        learning_rate=3e-2,
-        temperature=1e-5,
-        max_completion_length=12,
-    )
-    before = generate(trainer)["completion_ids"]
+    settings = dict(max_steps=4, learning_rate=3e-2, max_completion_length=12)
+    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"), **settings)
+
+    def greedy():
+        trainer.vllm_generation.temperature = 0.0
+        try:
+            return generate(trainer)["completion_ids"].tolist()
+        finally:
+            trainer.vllm_generation.temperature = 1.0
+
+    before = greedy()
     trainer.train()
-    batch = generate(trainer)
-    trainer.use_vllm = False
-    trainer.generation_config.do_sample = False
-    expected = generate(trainer)
-    assert batch["completion_ids"].tolist() == expected["completion_ids"].tolist() != before.tolist()
+    after = greedy()
+    greedily = {"do_sample": False, "temperature": None}
+    trained = make_vllm_trainer(
+        tmp_path, None, model=trainer.model, use_vllm=False, max_completion_length=12, generation_kwargs=greedily
+    )
+    assert after == generate(trained)["completion_ids"].tolist() != before
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
