@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from test_agents import CALL, make_agent, model_and_processor, score, scripted  # noqa: F401, a fixture
 from tiny_models import FAMILIES, build
 
-from trl_cppo import digits, limit_pixels
+from trl_cppo import limit_pixels
 from trl_cppo.digits.model import MERGE, PATCH
 from trl_cppo.row_images import RowImages
 
@@ -311,29 +311,3 @@ def test_a_path_that_leads_nowhere_stops_the_run_as_without_a_limit(tmp_path):
             ValueError, match=r"Row \d of the training data set, column 'image', image 0 \('/nowhere/x.png'\)"
         ):
             make_trainer(tmp_path, dataset, **settings).train()
-
-
-class Engine:
-    """vLLM's side of TRL: notes the images that it gets, and answers with the end token."""
-
-    def __init__(self, **settings):
-        self.generation_kwargs, self.seen = {}, []
-
-    def sync_weights(self):
-        pass
-
-    def generate(self, prompts, images, num_generations, profiler):
-        self.seen += [image for row in images for image in row]
-        ends = [[digits.build_tokenizer().eos_token_id]] * len(prompts)
-        return None, ends, [[[0.0]]] * len(prompts), None
-
-
-def test_vllm_gets_images_where_the_data_set_has_paths(tmp_path, files, monkeypatch):
-    monkeypatch.setattr("trl_cppo.upstream.is_vllm_available", lambda: True)
-    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Engine)
-    paths = [str(files / name) for name in ("large.png", "turned.jpg")]
-    rows = [{"prompt": [{"role": "user", "content": "sum?"}], "images": [path]} for path in paths]
-    trainer = make_trainer(tmp_path, Dataset.from_list(rows), use_vllm=True)
-    batch = first_batch(trainer)
-    assert {image.size for image in trainer.vllm_generation.seen} == {(112, 84), (84, 112)}
-    assert len(trainer.vllm_generation.seen) == 8 and "pixel_values" in batch

@@ -115,19 +115,6 @@ def test_suppression_can_be_turned_off(tmp_path):
     assert cppo.generation_kwargs == grpo.generation_kwargs
 
 
-def test_vllm_gets_bad_words_and_no_argument_that_it_rejects(tmp_path):
-    class Engine:
-        generation_kwargs = {"bad_words": ["see"], "seed": 1}
-
-    trainer = make_trainer(tmp_path)
-    trainer.use_vllm, trainer.vllm_generation = True, Engine()
-    trainer._suppress_vision_tokens()
-    assert trainer.vllm_generation.generation_kwargs == {
-        "bad_words": ["see", "<|image_pad|>", "<|video_pad|>"], "seed": 1,
-    }  # fmt: skip
-    assert Engine.generation_kwargs == {"bad_words": ["see"], "seed": 1}
-
-
 def test_without_vllm_the_error_names_the_installation_that_fits(tmp_path, monkeypatch):
     monkeypatch.setattr("trl_cppo.upstream.is_vllm_available", lambda: False)
     with pytest.raises(ImportError, match=r'pip install "trl-cppo\[vllm\]", or set use_vllm=False'):

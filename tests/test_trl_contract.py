@@ -188,7 +188,7 @@ def test_every_change_is_named(tmp_path, untested, monkeypatch, owner, name, val
         (lambda trainer: trainer._logs.pop("extra"), "GRPOTrainer._logs has no 'extra'"),
         (lambda trainer: setattr(trainer, "use_vllm", True), "GRPOTrainer has no attribute vllm_generation"),
         (
-            lambda trainer: vars(trainer).update(use_vllm=True, vllm_generation=object()),
+            lambda trainer: vars(trainer).update(use_vllm=True, vllm_generation=object(), _last_loaded_step=-1),
             "GRPOTrainer.vllm_generation has no 'generation_kwargs'",
         ),
     ],

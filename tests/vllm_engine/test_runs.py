@@ -164,6 +164,38 @@ def test_an_image_of_any_mode_is_the_one_that_is_scored(tmp_path, vllm_models, m
     assert differences(generate(trainer, rows)).max() < 1e-3
 
 
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_images_of_paths_and_in_a_prompt_reach_vllm(tmp_path, vllm_models):
+    rows = []
+    for number in range(8):
+        path = tmp_path / f"{number}.png"
+        picture(number, 84, 56).save(path)
+        text = {"type": "text", "text": "sum?"}
+        if number < 4:
+            rows.append({"prompt": [{"role": "user", "content": "sum?"}], "image": str(path)})
+        else:
+            content = [{"type": "image", "image": str(path)}, text, {"type": "image", "image": picture(9)}]
+            rows.append({"prompt": [{"role": "user", "content": content}]})
+    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"))
+    for batch in (generate(trainer, rows[:4]), generate(trainer, rows[4:])):
+        assert differences(batch).max() < 1e-3
+    assert batch["num_images"] == [2] * 4
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl", "idefics3"])
+def test_a_photo_under_the_limit_makes_the_same_tokens_in_vllm(tmp_path, vllm_models, family):
+    rows = [
+        {"prompt": [{"role": "user", "content": "sum?"}], "images": [picture(number, *size)]}
+        for number, size in enumerate([(400, 300), (56, 56), (300, 40), (84, 56)] * 2)
+    ]
+    trainer = make_vllm_trainer(tmp_path, vllm_models(family), family, max_pixels=84 * 56, min_pixels=56 * 56)
+    batch = generate(trainer, rows)
+    assert differences(batch).max() < 1e-3
+    assert batch["prompt_mask"].sum(dim=1).max() < 100  # tokens
+
+
 # What stops a run -----------------------------------------------------------------------------------------------------
 
 
