@@ -1,9 +1,10 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
 """
-What README's support table claims was tested has passed, in the run whose results are given. `.ci/run` does it.
+What README's support table claims was tested has passed, in the runs whose results are given: of all tests, and of those with
+vLLM in its environment. `.ci/run` does it.
 
-    pytest --slow --junitxml results.xml && python tests/support_table.py results.xml
+    pytest --slow --junitxml results.xml && python tests/support_table.py results.xml vllm.xml
 """
 
 import re
@@ -16,13 +17,18 @@ from test_families import README_NAMES, UPSTREAM
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def outcomes_of(results: str) -> dict[str, str]:
-    """What became of each test, by `file::test[case]`."""
+VLLM_FILES = ("test_prompts", "test_runs", "test_server")
+
+
+def outcomes_of(*results: str) -> dict[str, str]:
+    """What became of each test, by `file::test[case]`; of one that ran twice, the worse."""
     found = {}
-    for case in ElementTree.parse(results).getroot().iter("testcase"):
+    for case in (case for file in results for case in ElementTree.parse(file).getroot().iter("testcase")):
         file = case.get("classname").split(".")[-1]
         kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
-        found[f"{file}::{case.get('name')}"] = kinds[0] if kinds else "passed"
+        name = f"{file}::{case.get('name')}"
+        if found.get(name, "skipped") in ("skipped", "passed"):
+            found[name] = kinds[0] if kinds else "passed"
     return found
 
 
@@ -54,11 +60,19 @@ def claimed_files() -> set[str]:
     """Those of which nothing may have failed."""
     rows = ["GRPO's settings", "Faults and bad input", "Tools, environments", "Sharding", "Combinations"]
     named = re.findall(r"`tests/(?:\w+/)?(test_\w+)\.py`", "".join(row(beginning) for beginning in rows))
-    return {*named, "test_faults", "test_resume", "test_sharding", "test_combinations_sharded", "test_commands"}
+    return {
+        *named,
+        *VLLM_FILES,
+        "test_faults",
+        "test_resume",
+        "test_sharding",
+        "test_combinations_sharded",
+        "test_commands",
+    }
 
 
-def main(results: str) -> None:
-    outcomes = outcomes_of(results)
+def main(*results: str) -> None:
+    outcomes = outcomes_of(*results)
     wrong = [f"{name}: {outcomes.get(name, 'not run')}" for name in claimed_tests() if outcomes.get(name) != "passed"]
     for file in sorted(claimed_files()):
         found = {outcome for name, outcome in outcomes.items() if name.startswith(f"{file}::")}
@@ -70,4 +84,4 @@ def main(results: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -71,7 +71,13 @@ def option(words: list[str], name: str, default: str | None = None) -> str | Non
     return words[words.index(name) + 1] if name in words else default
 
 
-@pytest.mark.parametrize("commands", GROUPS, ids=lambda commands: str(commands[0]))
+def case(commands: list[Command]):
+    """A rehearsal, marked where vLLM samples or the data for it are made."""
+    marks = [pytest.mark.vllm] if "virl39k" in commands[0].text.lower() else []
+    return pytest.param(commands, id=str(commands[0]), marks=marks)
+
+
+@pytest.mark.parametrize("commands", map(case, GROUPS))
 def test_the_command_runs(sandbox, commands):
     port = free_port()
     for file in commands[0].words:

@@ -11,6 +11,8 @@ from tiny_models import FAMILIES, build
 
 from trl_cppo import families
 
+pytestmark = pytest.mark.vllm
+
 AGREE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm"]
 BOTH_WAYS = ["gemma3", "gemma4"]  # their image tokens attend to each other, but not in vLLM on a CPU
 PACKED_EXPERTS = ["qwen3_vl_moe"]  # vLLM packs them for the CPU, so that none can be pushed

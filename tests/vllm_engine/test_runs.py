@@ -16,6 +16,8 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl_cppo.sampler_check import DIFFERENCE, SamplerMismatchError
 from trl_cppo.upstream_vllm import RepairedVLLMGeneration
 
+pytestmark = pytest.mark.vllm
+
 FACTORS = {
     "cpl_coef": [0.01, 0.0],
     "vllm_importance_sampling_correction": [True, False],

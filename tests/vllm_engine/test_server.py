@@ -17,6 +17,8 @@ from engine import MIXED, SIZES, differences, generate, make_vllm_trainer
 from tiny_models import build
 from trl.generation.vllm_client import VLLMClient
 
+pytestmark = pytest.mark.vllm
+
 AGREE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl"]
 REFUSED = ["idefics3", "smolvlm", "lfm2_vl", "llava"]
 
