@@ -5,6 +5,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_utils import load_image
@@ -99,9 +100,13 @@ def has_pixels_by_row(model: PreTrainedModel) -> bool:
     return model.config.model_type in _BY_ROW
 
 
-def has_transposed_experts(model: PreTrainedModel) -> bool:
-    """Whether the experts' fused weights lie transposed in the family's checkpoints, which is how vLLM reads them."""
-    return model.config.model_type == "qwen3_vl_moe"
+def as_vllm_reads(family: str, name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """A weight of the model in memory, under the name and in the layout that it has in the family's checkpoints."""
+    if family in ("gemma3", "lfm2_vl"):
+        name = name.replace("vision_tower.", "vision_tower.vision_model.")
+    if family == "qwen3_vl_moe" and name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+        weight = weight.transpose(1, 2)
+    return name, weight
 
 
 def vllm_obstacle(family: str, mode: str, device: str) -> str | None:

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import trl.trainer.grpo_trainer as grpo_module
-from accelerate.utils import is_peft_model
 from PIL import Image
-from transformers.core_model_loading import revert_weight_conversion
 from trl.generation.vllm_generation import VLLMGeneration
 
-from .families import has_transposed_experts, rgb_reader, vllm_obstacle
+from .families import as_vllm_reads, rgb_reader, vllm_obstacle
 
 
 class RepairedVLLMGeneration(VLLMGeneration):
@@ -36,15 +34,10 @@ class RepairedVLLMGeneration(VLLMGeneration):
             keep_expanded_prompts(self.llm.renderer.mm_processor)
 
     def _iter_named_params(self):
-        # vLLM reads weights under the names and in the layout of the checkpoint, which for some families are not those
-        # that transformers gives them in memory.
-        model = self.accelerator.unwrap_model(self.model)
-        model = model.get_base_model() if is_peft_model(model) else model
-        transposed = has_transposed_experts(model)
-        for given_name, given in super()._iter_named_params():
-            for name, param in revert_weight_conversion(model, {given_name: given}).items():
-                experts = transposed and name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
-                yield name, param.transpose(1, 2) if experts else param
+        # vLLM reads weights as they are in a checkpoint, which for some families is not as they are in memory.
+        family = self.model.config.model_type
+        for name, weight in super()._iter_named_params():
+            yield as_vllm_reads(family, name, weight)
 
     def sync_weights(self):
         super().sync_weights()
