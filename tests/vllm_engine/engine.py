@@ -35,10 +35,15 @@ def _make_engine(model, **kwargs):
     key = model, kwargs["max_model_len"], *sorted(_settings.items())
     if key not in _engines:
         if "moe" in model and not any("moe" in other for other, *_ in _engines):
-            _engines.clear()  # the process group of experts is made with the first engine or never
-            cleanup_dist_env_and_memory()
+            forget()  # the process group of experts is made with the first engine or never
         _engines[key] = _LLM(model=model, **{**kwargs, "enforce_eager": True, "dtype": "float32", **_settings})
     return _engines[key]
+
+
+def forget():
+    """Make all engines anew."""
+    _engines.clear()
+    cleanup_dist_env_and_memory()
 
 
 generation.LLM = _make_engine

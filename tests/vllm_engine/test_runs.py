@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training with an engine beside it: the settings that people combine, what is sampled, and what stops a run."""
 
+import noise
 import pytest
 import torch
 from agent_model import CALL, agent_model_and_processor
@@ -166,6 +167,12 @@ def test_an_image_of_any_mode_is_the_one_that_is_scored(tmp_path, vllm_models, m
     assert differences(generate(trainer, rows)).max() < 1e-3
 
 
+def test_the_figures_of_the_documentation_can_be_made(capfd):
+    means = noise.main(steps=2, canvases=2)
+    assert len(means) == 8 and "image tokens expanded twice" in capfd.readouterr().out
+    assert max(means[0], means[4]) < 1e-5 < max(means[1:4]) < 0.05 < min(means[6:])
+
+
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +233,9 @@ def test_the_old_tower_s_features_stop_when_it_logs(tmp_path, vllm_models, monke
 def test_a_processor_that_vllm_does_not_load_is_refused_where_it_makes_other_tokens(tmp_path, vllm_models):
     _, processor = build("qwen2_5_vl")
     processor.image_processor.size = {"shortest_edge": 112 * 112, "longest_edge": 224 * 224}  # larger pictures
-    trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"), processing_class=processor)
+    trainer = make_vllm_trainer(  # with an engine of its own: vLLM's caches of images do not survive an error
+        tmp_path, vllm_models("qwen2_5_vl"), processing_class=processor, vllm_max_model_length=516
+    )
     with pytest.raises(ValueError, match=r"vLLM makes \[16\] tokens .* set max_pixels of CPPOConfig"):
         generate(trainer)
 
