@@ -282,6 +282,7 @@ class CPPOTrainer(SizedGRPOTrainer):
         if request is None:  # anchors only
             if arguments.get("batch_size"):  # the old policy's or the reference's scoring, which TRL cuts into parts
                 check_image_counts(self._process_views.pixels_by_row, arguments.get("num_images"))
+                return score(**arguments)
             self._policy_logps, *rest = score(**arguments)
             return self._policy_logps, *rest
         num_anchors = arguments["input_ids"].size(0)
@@ -339,7 +340,7 @@ class CPPOTrainer(SizedGRPOTrainer):
             return
         if "old_per_token_logps" in inputs:
             logps = inputs["old_per_token_logps"]
-        elif self.state.global_step != self._last_generation[0]:  # updated since
+        elif logps is None or self.state.global_step != self._last_generation[0]:  # not scored; updated since
             return
         self._sampler_check.note(logps, inputs["sampling_per_token_logps"], _loss_mask(inputs))
 

@@ -168,17 +168,15 @@ def _last_complete_checkpoint(output_dir: str) -> str:
 def _unpadded(
     prompt_ids: list[list[int]], fields: dict[str, Any], pad_token_id: int
 ) -> tuple[list[list[int]], dict[str, Any]]:
-    """The prompts, and what has an entry a token, without the padding before or behind them."""
-    spans = []
-    for ids in prompt_ids:
-        kept = [place for place, token in enumerate(ids) if token != pad_token_id]
-        spans.append(slice(kept[0], kept[-1] + 1))
+    """The prompts, and what has an entry a token, without the padding in front of them: then all are equally long."""
+    if len(prompt_ids) < 2 or len({len(ids) for ids in prompt_ids}) > 1:
+        return prompt_ids, fields
+    starts = [next((place for place, token in enumerate(ids) if token != pad_token_id), 0) for ids in prompt_ids]
 
     def cut(rows: Any) -> Any:
-        return [row[span] for row, span in zip(rows, spans, strict=True)]
+        return [row[start:] for row, start in zip(rows, starts, strict=True)]
 
-    by_token = {name: cut(rows) for name, rows in fields.items() if name in _BY_TOKEN}
-    return cut(prompt_ids), {**fields, **by_token}
+    return cut(prompt_ids), {name: cut(rows) if name in _BY_TOKEN else rows for name, rows in fields.items()}
 
 
 def _hide_missing_images(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
