@@ -2,6 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training with an engine beside it: the settings that people combine, what is sampled, and what stops a run."""
 
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import noise
 import pytest
 import torch
@@ -176,14 +180,25 @@ def test_the_figures_of_the_documentation_can_be_made(capfd):
 # Sizes ----------------------------------------------------------------------------------------------------------------
 
 
-def test_images_of_paths_and_in_a_prompt_reach_vllm(tmp_path, vllm_models):
+@pytest.fixture
+def web(tmp_path):
+    """The address of `tmp_path`'s files."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_images_of_paths_urls_and_in_a_prompt_reach_vllm(tmp_path, vllm_models, web):
     rows = []
     for number in range(8):
         path = tmp_path / f"{number}.png"
         picture(number, 84, 56).save(path)
         text = {"type": "text", "text": "sum?"}
         if number < 4:
-            rows.append({"prompt": [{"role": "user", "content": "sum?"}], "image": str(path)})
+            image = f"{web}/{path.name}" if number % 2 else str(path)
+            rows.append({"prompt": [{"role": "user", "content": "sum?"}], "image": image})
         else:
             content = [{"type": "image", "image": str(path)}, text, {"type": "image", "image": picture(9)}]
             rows.append({"prompt": [{"role": "user", "content": content}]})
