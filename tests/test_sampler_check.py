@@ -11,7 +11,7 @@ from trl_cppo.sampler_check import DIFFERENCE, SamplerCheck, SamplerMismatchErro
 
 SETTINGS = {
     "top_p": 0.9, "top_k": 50, "min_p": 0.1, "repetition_penalty": 1.1, "vllm_structured_outputs_regex": "[0-9]+",
-    "generation_kwargs": {"frequency_penalty": 1.0},
+    "generation_kwargs": {"frequency_penalty": 1.0, "seed": 1},
 }  # fmt: skip
 
 
@@ -60,8 +60,33 @@ def test_below_the_limit_it_warns(tmp_path, difference, warnings, monkeypatch):
 def test_where_vllm_samples_from_another_distribution_by_intent_it_warns(tmp_path, name, monkeypatch):
     seen = []
     monkeypatch.setattr("trl_cppo.sampler_check.logger.warning_once", seen.append)
-    make_check(tmp_path, **{name: SETTINGS[name]}).note(*tokens(1.0))
-    assert f"{name}={SETTINGS[name]!r} may make the rest" in seen[0]
+    check = make_check(tmp_path, **{name: SETTINGS[name]})
+    check.note(*tokens(1.0))
+    shown = "generation_kwargs['frequency_penalty']" if name == "generation_kwargs" else f"{name}={SETTINGS[name]!r}"
+    assert f"; {shown} may make the rest" in seen[0]
+    check.note(*tokens(3.0))
+    with pytest.raises(SamplerMismatchError, match="differ from the trainer's by 3 nats"):
+        check.settle()
+
+
+@pytest.mark.parametrize("kwargs", [{"seed": 1}, {"stop": ["x"], "bad_words": ["see"]}])
+def test_where_it_stops_sampling_is_no_reason(tmp_path, kwargs):
+    with pytest.raises(SamplerMismatchError):
+        make_check(tmp_path, generation_kwargs=kwargs).note(*tokens(0.3))
+
+
+def test_a_few_rows_with_images_are_not_lost_among_many_without(tmp_path):
+    """Of 16 rows one is sampled behind another prompt."""
+    logps, mask = -torch.rand(16, 8), torch.ones(16, 8)
+    sampled = logps.clone()
+    sampled[5] -= 0.3
+    check = make_check(tmp_path)
+    check.note(logps, sampled, mask)  # not told which rows have images: 0.02 nats
+    check.note(logps, sampled, mask, [int(row == 5) for row in range(16)])
+    with pytest.raises(SamplerMismatchError, match="of 8 sampled tokens differ from the trainer's by 0.3 nats"):
+        check.settle()
+    check.note(logps, logps, mask, [0] * 16)
+    assert check.settle() == 0
 
 
 def test_the_defaults_leave_the_distribution_as_it_is(tmp_path):
@@ -81,7 +106,9 @@ def test_a_limit_is_positive(tmp_path, limit):
 
 @pytest.mark.parametrize("cpl_coef", [0.0, 0.01])
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_a_rollout_function_whose_log_probabilities_are_not_the_policys_is_stopped(tmp_path, cpl_coef, shift):
+def test_the_trainer_compares_each_micro_batch_that_was_scored_by_the_policy_that_sampled_it(
+    tmp_path, cpl_coef, shift
+):
     """The trainer's side without vLLM: sampled by transformers, the log-probabilities shifted."""
     trainer = make_trainer(tmp_path, cpl_coef=cpl_coef, num_iterations=2, max_steps=4)
     trainer._sampler_check = SamplerCheck(trainer.accelerator, trainer.args)

@@ -111,12 +111,19 @@ def as_vllm_reads(family: str, name: str, weight: torch.Tensor) -> tuple[str, to
 
 def vllm_obstacle(family: str, mode: str, device: str) -> str | None:
     """Why a family is not sampled by vLLM in this `vllm_mode` beside training on this kind of device; `None` if it is."""
+    if family not in _IMAGE_OPTIONS:
+        return "this model type is not known to CPPOTrainer"
     tables = [
         _VLLM_OBSTACLES,
         _SERVER_OBSTACLES if mode == "server" else {},
         _CPU_OBSTACLES if device == "cpu" else {},
     ]
     return next((table[family] for table in tables if family in table), None)
+
+
+def unchecked_reason(family: str) -> str | None:
+    """Why nobody has seen vLLM and the trainer agree on a family that is sampled by vLLM on GPUs; `None` if they were."""
+    return _CPU_OBSTACLES.get(family)
 
 
 def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> None:

@@ -18,7 +18,7 @@ def check_limits(max_pixels: int | None, min_pixels: int | None) -> None:
         `ValueError`: if one is no whole number from 1 on (`None` is no limit), or the least is above the most.
     """
     for name, value in (("max_pixels", max_pixels), ("min_pixels", min_pixels)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(
                 f"{name} must be a whole number of pixels (width times height), 1 or more, or None for images as they "
                 f"are; got {value!r}."

@@ -11,7 +11,14 @@ from transformers.utils import logging
 from trl import GRPOConfig
 
 WARN_FROM = 1 / 3  # of the limit
+STOP_ALWAYS = 10  # times the limit: no truncation or penalty that people train with makes as much
 DIFFERENCE = "sampling/sampling_logp_difference/mean"  # TRL's name for it; TRL logs it with the correction only
+
+# Of vLLM's sampling parameters.
+_RESHAPING = frozenset({
+    "allowed_token_ids", "frequency_penalty", "logit_bias", "logits_processors", "min_p", "min_tokens", "presence_penalty",
+    "repetition_penalty", "structured_outputs", "temperature", "top_k", "top_p",
+})  # fmt: skip
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +46,9 @@ class SamplerCheck:
         self._sums: torch.Tensor | None = None
         self._checked = False
 
-    def note(self, logps: torch.Tensor, sampled_logps: torch.Tensor, mask: torch.Tensor) -> None:
+    def note(
+        self, logps: torch.Tensor, sampled_logps: torch.Tensor, mask: torch.Tensor, num_images: list[int] | None = None
+    ) -> None:
         """
         Take a micro-batch into account.
 
@@ -47,13 +56,17 @@ class SamplerCheck:
             logps (`torch.Tensor` of shape `(B, T)`, float): the trainer's, of the policy that sampled.
             sampled_logps (`torch.Tensor` of shape `(B, T)`, float): vLLM's; NaN where it gave none.
             mask (`torch.Tensor` of shape `(B, T)`): the tokens that count.
+            num_images (`list[int]`, *optional*): of each row. Rows with images are judged by themselves too: it is their
+                prompts that go wrong, and among many of text alone nobody would see it.
 
         Raises:
             `SamplerMismatchError`: at the first micro-batch, as [`settle`].
         """
         difference = (logps.detach() - sampled_logps).abs()
         counted = mask.bool() & ~difference.isnan()
-        sums = torch.stack([difference.masked_fill(~counted, 0.0).sum(), counted.sum()]).to(torch.float32)
+        by_row = torch.stack([difference.masked_fill(~counted, 0.0).sum(dim=1), counted.sum(dim=1)]).float()
+        with_images = by_row.new_tensor([float(count > 0) for count in num_images or [0] * len(mask)])
+        sums = torch.stack([by_row.sum(dim=1), (by_row * with_images).sum(dim=1)])  # of all rows, of those with images
         self._sums = sums if self._sums is None else self._sums + sums
         if not self._checked:
             self.settle()
@@ -68,22 +81,23 @@ class SamplerCheck:
         """
         if self._sums is None:
             return None
-        total, count = self._accelerator.reduce(self._sums, reduction="sum").tolist()
+        sums = self._accelerator.reduce(self._sums, reduction="sum").tolist()
         self._sums = None
-        if not count:
+        means = [(total / count, int(count)) for total, count in sums if count]
+        if not means:
             return None
         self._checked = True
-        mean = total / count
-        if self._limit is not None and not mean <= self._limit * WARN_FROM:
-            self._report(mean, int(count))
-        return mean
+        worst, count = max(means)
+        if self._limit is not None and not worst <= self._limit * WARN_FROM:
+            self._report(worst, count)
+        return means[0][0]
 
     def _report(self, mean: float, count: int) -> None:
         message = (
             f"vLLM's log-probabilities of {count} sampled tokens differ from the trainer's by {mean:.2g} nats on average. "
             "Rounding in bf16 makes some 0.001 to 0.05"
         )
-        if self._reshaped:
+        if self._reshaped and mean <= self._limit * STOP_ALWAYS:
             shown = ", ".join(self._reshaped)
             logger.warning_once(
                 f"{message}; {shown} may make the rest, for vLLM then samples from another distribution."
@@ -109,6 +123,11 @@ def reshaping_settings(args: GRPOConfig) -> list[str]:
         "min_p": (0.0, None),
         "repetition_penalty": (1.0,),
         "vllm_structured_outputs_regex": (None,),
-        "generation_kwargs": (None, {}),
     }
-    return [f"{name}={getattr(args, name)!r}" for name, values in neutral.items() if getattr(args, name) not in values]
+    given = args.generation_kwargs or {}
+    return [
+        *(f"{name}={getattr(args, name)!r}" for name, values in neutral.items() if getattr(args, name) not in values),
+        *(
+            f"generation_kwargs[{name!r}]" for name in given if name in _RESHAPING
+        ),  # others say when to stop, and the like
+    ]

@@ -342,7 +342,8 @@ class CPPOTrainer(SizedGRPOTrainer):
             logps = inputs["old_per_token_logps"]
         elif logps is None or self.state.global_step != self._last_generation[0]:  # not scored; updated since
             return
-        self._sampler_check.note(logps, inputs["sampling_per_token_logps"], _loss_mask(inputs))
+        sampled = inputs["sampling_per_token_logps"]
+        self._sampler_check.note(logps, sampled, _loss_mask(inputs), inputs.get("num_images"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._sampler_check is not None and self.model.training:

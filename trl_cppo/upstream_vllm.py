@@ -8,9 +8,12 @@ from typing import Any
 
 import trl.trainer.grpo_trainer as grpo_module
 from PIL import Image
+from transformers.utils import logging
 from trl.generation.vllm_generation import VLLMGeneration
 
-from .families import as_vllm_reads, rgb_reader, vllm_obstacle
+from .families import as_vllm_reads, rgb_reader, unchecked_reason, vllm_obstacle
+
+logger = logging.get_logger(__name__)
 
 
 class RepairedVLLMGeneration(VLLMGeneration):
@@ -28,6 +31,12 @@ class RepairedVLLMGeneration(VLLMGeneration):
             raise ValueError(
                 f"use_vllm=True with vllm_mode={self.mode!r} is not supported for {family}: {obstacle}. Sample with "
                 "transformers (use_vllm=False)."
+            )
+        doubt = unchecked_reason(family)
+        if doubt is not None:
+            logger.warning(
+                f"vLLM was not checked on GPUs for {family}, and on CPUs it is not right: {doubt}. The run stops before its "
+                "first step if vLLM's log-probabilities are not the trainer's."
             )
         super()._init_vllm()
         if self.mode == "colocate" and self.llm.renderer.mm_processor is not None:
@@ -53,7 +62,7 @@ class RepairedVLLMGeneration(VLLMGeneration):
         if images is not None:
             # A server decodes otherwise than the trainer's processor: turned upright, transparency on black or white.
             to_rgb = rgb_reader(self.model)
-            images = [[_without_exif(to_rgb(image)) for image in row or []] or None for row in images]
+            images = [[_bare(to_rgb(image)) for image in row or []] or None for row in images]
             images = images if any(images) else None
         return super().generate(prompts, images, *args, **kwargs)
 
@@ -121,9 +130,10 @@ def _disagreement(token_ids: list[int], mm_prompt_updates: Any) -> str:
     )
 
 
-def _without_exif(image: Image.Image) -> Image.Image:
-    if "exif" not in image.info:
+def _bare(image: Image.Image) -> Image.Image:
+    """Without EXIF data or XMP: vLLM turns an image upright by them, which the trainer's processor does not."""
+    if not image.info:
         return image
     image = image.copy()
-    del image.info["exif"]
+    image.info = {}
     return image

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 import trl.generation.vllm_generation as generation
-from conftest import free_port, hash_reward, make_config, make_rows
+from conftest import free_port, hash_reward, make_config, make_rows, picture
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import build
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -117,3 +118,20 @@ def change_weights(trainer, seed=0):
         for parameter in trainer.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     trainer.state.global_step += 1
+
+
+def modes():
+    """Pictures in every mode that a processor takes, and one that lies on its side."""
+    colour = picture(1, 84, 56)
+    transparent = colour.convert("RGBA")
+    transparent.putalpha(picture(2, 84, 56).convert("L"))
+    turned = colour.copy()
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: a quarter turn
+    turned.info["exif"] = exif.tobytes()
+    xmp = turned.copy()
+    xmp.info = {"xmp": b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'}
+    return {
+        "L": colour.convert("L"), "LA": transparent.convert("LA"), "P": colour.convert("P"), "RGBA": transparent,
+        "CMYK": colour.convert("CMYK"), "I;16": Image.new("I;16", (84, 56), 300), "turned": turned, "turned by XMP": xmp,
+    }  # fmt: skip

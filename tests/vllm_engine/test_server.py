@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 import requests
 from conftest import free_port, make_rows
-from engine import MIXED, SIZES, differences, generate, make_vllm_trainer
+from engine import MIXED, SIZES, differences, generate, make_vllm_trainer, modes
 from tiny_models import build
 from trl.generation.vllm_client import VLLMClient
 
@@ -59,17 +59,37 @@ def unpushed(monkeypatch):
     monkeypatch.setattr(VLLMClient, "get_server_info", lambda self: info)
 
 
+def requests_of(trainer, monkeypatch):
+    """A list that fills with what the trainer asks of its server."""
+    session, seen = trainer.vllm_generation.vllm_client.session, []
+    post = session.post
+    monkeypatch.setattr(session, "post", lambda url, **kwargs: seen.append(url) or post(url, **kwargs))
+    return seen
+
+
 @pytest.mark.parametrize("family", AGREE)
-def test_a_server_samples_behind_the_prompt_that_is_scored(family, tmp_path, vllm_models, unpushed):
+def test_a_server_samples_behind_the_prompt_that_is_scored(family, tmp_path, vllm_models, unpushed, monkeypatch):
     folder = vllm_models(family)
     with served(folder, tmp_path / "server.log") as address:
         for counts in (MIXED, [1] * 4, [2, 3, 2, 2], [0] * 4):
             trainer = make_vllm_trainer(
                 tmp_path, folder, family, make_rows(counts, SIZES), vllm_mode="server", vllm_server_base_url=address
             )
-            batch = generate(trainer)  # after the reset of the server's caches
+            seen = requests_of(trainer, monkeypatch)
+            batch = generate(trainer)
+            assert seen[:2] == [f"{address}/reset_prefix_cache", f"{address}/reset_encoder_cache"]
             assert differences(batch).max() < 1e-3
             assert batch.get("num_images", [0] * 8) == [count for count in counts for _ in range(2)]
+
+
+def test_a_server_gets_an_image_of_any_mode_as_it_is_scored(tmp_path, vllm_models, unpushed):
+    folder = vllm_models("qwen2_5_vl")
+    prompt = [{"role": "user", "content": "sum?"}]
+    rows = [{"prompt": prompt, "images": [image]} for image in modes().values() for _ in range(2)]
+    with served(folder, tmp_path / "server.log") as address:
+        trainer = make_vllm_trainer(tmp_path, folder, vllm_mode="server", vllm_server_base_url=address)
+        apart = differences(generate(trainer, rows)).reshape(-1, 2).amax(dim=1).tolist()
+    assert {mode: far for mode, far in zip(modes(), apart, strict=True) if far > 1e-3} == {}
 
 
 @pytest.mark.parametrize("family", REFUSED)
