@@ -21,6 +21,7 @@ from trl_cppo.data.images import MIN_SIDE, usable_bytes
 from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.evaluation import CompletionGenerator, evaluate_rows
 from trl_cppo.evaluation.identity import question_hash
+from trl_cppo.model_card import CardExample
 from trl_cppo.report.scoring import Scorer
 from trl_cppo.row_images import RowImages
 
@@ -225,3 +226,11 @@ def test_the_card_tells_the_limit(tmp_path):
     assert "| Images | scaled to at most 1,000,000 pixels and at least 100 pixels |" in card
     make_trainer(tmp_path).create_model_card()
     assert "scaled to" not in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_the_card_s_image_is_the_one_that_the_model_would_see(tmp_path):
+    trainer = make_trainer(tmp_path, max_pixels=LIMIT)
+    trainer.card_example = CardExample(picture(1, 400, 300), "sum?")
+    trainer.create_model_card()
+    with PILImage.open(tmp_path / "example.png") as image:
+        assert image.width * image.height <= LIMIT

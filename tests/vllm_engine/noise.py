@@ -3,7 +3,7 @@
 """
 How far vLLM's log-probabilities lie from the trainer's where all is right, and where something is wrong.
 
-    TINY_HEAD_SIZE=32 python tests/vllm_engine/noise.py
+    PYTHONPATH=$PWD:$PWD/tests/vllm_engine/site TINY_HEAD_SIZE=32 python tests/vllm_engine/noise.py
 
 in the environment that `.ci/run` makes for these tests. A digits model of 0.36 M parameters is trained first, as the
 embedded run's warm start but with heads that vLLM's attention on a CPU has (two minutes). Each line is the mean and the largest

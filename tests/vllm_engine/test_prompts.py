@@ -106,12 +106,25 @@ def test_experts_are_pushed_in_the_layout_of_the_checkpoint(family, tmp_path, vl
         torch.testing.assert_close(pushed[name].detach(), saved[name], msg=name)
 
 
-@pytest.mark.parametrize("family", REFUSED + BOTH_WAYS + HYBRID)
+@pytest.mark.parametrize("family", REFUSED + BOTH_WAYS + HYBRID + ["mllama"])
 def test_a_family_that_was_not_found_right_is_refused_before_the_engine_starts(family, tmp_path, monkeypatch):
     def start(**kwargs):
         raise AssertionError("the engine starts")
 
     monkeypatch.setattr("trl.generation.vllm_generation.LLM", start)
-    model, _ = build(family)
+    like = family if family in FAMILIES else "qwen2_5_vl"
+    model, _ = build(like)
+    model.config.model_type = family
     with pytest.raises(ValueError, match=rf"not supported for {family}: .* \(use_vllm=False\)"):
-        make_vllm_trainer(tmp_path, None, family, model=model)
+        make_vllm_trainer(tmp_path, None, like, model=model)
+
+
+@pytest.mark.parametrize("family", BOTH_WAYS)
+def test_on_other_devices_it_is_said_that_a_family_was_not_checked(
+    family, tmp_path, vllm_models, monkeypatch, unrefused
+):
+    said = []
+    monkeypatch.setattr("trl_cppo.upstream_vllm.unchecked_reason", lambda family: "a reason")
+    monkeypatch.setattr("trl_cppo.upstream_vllm.logger.warning", said.append)
+    make_vllm_trainer(tmp_path, vllm_models(family), family)
+    assert f"vLLM was not checked on GPUs for {family}, and on CPUs it is not right: a reason" in said[0]
