@@ -58,9 +58,8 @@ class RepairedGRPOTrainer(GRPOTrainer):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
-        self._last_loaded_step = (
-            -1
-        )  # of an earlier call; TRL would not push the weights of this one's first step to vLLM
+        # Of an earlier call: TRL would not push the weights of this one's first step to vLLM.
+        self._last_loaded_step = -1
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_dataloader(self, dataset: Any, description: str, *args, **kwargs) -> DataLoader:
