@@ -40,7 +40,8 @@ FLAGS = {  # by what a command starts
     "examples/prepare_dataset.py": [],
 }  # fmt: skip
 SLEEPING = ["--vllm_enable_sleep_mode", "False"]  # which needs CUDA
-VLLM_FLAGS = SLEEPING if importlib.util.find_spec("vllm") else ["--use_vllm", "False"]
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+VLLM_FLAGS = SLEEPING if HAS_VLLM else ["--use_vllm", "False"]
 LAUNCHERS = {
     "python": [],
     "accelerate": ["-m", "accelerate.commands.accelerate_cli"],

@@ -37,8 +37,9 @@ def _make_engine(model, **kwargs):
     """One for each model folder and settings, kept: they are shared by the tests, as each trainer pushes its weights first."""
     key = model, kwargs["max_model_len"], *sorted(_settings.items())
     if key not in _engines:
-        if "moe" in model and not any("moe" in other for other, *_ in _engines):
-            forget()  # the process group of experts is made with the first engine or never
+        # The process group of experts is made with the first engine or never; and each engine holds a GiB.
+        if len(_engines) == 4 or ("moe" in model and not any("moe" in other for other, *_ in _engines)):
+            forget()
         _engines[key] = _LLM(model=model, **{**kwargs, "enforce_eager": True, "dtype": "float32", **_settings})
     return _engines[key]
 
