@@ -45,6 +45,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from trl import TrlParser
 
 from trl_cppo.card_results import add_evaluation
+from trl_cppo.config import as_in_training
 from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.digits.task import MAX_RESPONSE_TOKENS as DIGITS_LENGTH
 from trl_cppo.evaluation import (
@@ -102,16 +103,8 @@ class EvaluationArguments:
     batch_size: int = field(
         default=16, metadata={"help": "Prompts completed at once, on each process. Changes no result in float32."}
     )
-    max_pixels: int | None = field(
-        default=None,
-        metadata={
-            "help": "The most pixels of an image, as in training: larger ones are scaled down. Default: as they are."
-        },
-    )
-    min_pixels: int | None = field(
-        default=None,
-        metadata={"help": "The fewest pixels of an image: smaller ones are enlarged. Default: as they are."},
-    )
+    max_pixels: int | None = as_in_training("max_pixels")
+    min_pixels: int | None = as_in_training("min_pixels")
     seed: int = field(default=0, metadata={"help": "Of the samples and of the bootstrap."})
     compare: list[str] | None = field(
         default=None,

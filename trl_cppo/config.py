@@ -3,6 +3,7 @@
 """CPPOConfig: GRPOConfig plus the settings of the Contrastive Perception Loss."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -239,3 +240,9 @@ class CPPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must name at least one registered view; got an empty list.")
             for view in getattr(self, name):
                 get_view(view)
+
+
+def as_in_training(name: str) -> Any:
+    """A dataclass field for a setting of [`CPPOConfig`], with its default and its help: for scripts that share it."""
+    spec = CPPOConfig.__dataclass_fields__[name]
+    return field(default=spec.default, default_factory=spec.default_factory, metadata=dict(spec.metadata))

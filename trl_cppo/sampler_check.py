@@ -124,10 +124,9 @@ def reshaping_settings(args: GRPOConfig) -> list[str]:
         "repetition_penalty": (1.0,),
         "vllm_structured_outputs_regex": (None,),
     }
-    given = args.generation_kwargs or {}
-    return [
-        *(f"{name}={getattr(args, name)!r}" for name, values in neutral.items() if getattr(args, name) not in values),
-        *(
-            f"generation_kwargs[{name!r}]" for name in given if name in _RESHAPING
-        ),  # others say when to stop, and the like
+    # Other generation_kwargs say when to stop, and the like.
+    reshaping = [f"generation_kwargs[{name!r}]" for name in args.generation_kwargs or {} if name in _RESHAPING]
+    changed = [
+        f"{name}={getattr(args, name)!r}" for name, values in neutral.items() if getattr(args, name) not in values
     ]
+    return changed + reshaping

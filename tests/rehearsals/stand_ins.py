@@ -39,9 +39,8 @@ FLAGS = {  # by what a command starts
     "trl_cppo.report": ["--num_rows", "2", *LENGTH],
     "examples/prepare_dataset.py": [],
 }  # fmt: skip
-SLEEPING = ["--vllm_enable_sleep_mode", "False"]  # which needs CUDA
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
-VLLM_FLAGS = SLEEPING if HAS_VLLM else ["--use_vllm", "False"]
+VLLM_FLAGS = ["--vllm_enable_sleep_mode", "False"] if HAS_VLLM else ["--use_vllm", "False"]  # sleep needs CUDA
 LAUNCHERS = {
     "python": [],
     "accelerate": ["-m", "accelerate.commands.accelerate_cli"],

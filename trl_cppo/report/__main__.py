@@ -16,21 +16,13 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from ..config import CPPOConfig
+from ..config import CPPOConfig, as_in_training
 from ..dataset_checks import ROW_NAME
 from ..image_size import check_limits
 from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
 from .completions import GivenCompletion, prompt_text, read_completions
 from .page import Row, Settings, render
 from .scoring import Rollout, Scorer
-
-_DEFAULTS = {spec.name: spec for spec in fields(CPPOConfig)}
-
-
-def _as_in_training(name: str) -> Any:
-    """A field with the default and the help of CPPOConfig."""
-    spec = _DEFAULTS[name]
-    return field(default=spec.default, default_factory=spec.default_factory, metadata=dict(spec.metadata))
 
 
 @dataclass
@@ -73,15 +65,15 @@ class ReportArguments:
     temperature: float = field(
         default=1.0, metadata={"help": "Of sampling and of the log-probs and entropies, as in training."}
     )
-    max_completion_length: int | None = _as_in_training("max_completion_length")
-    max_pixels: int | None = _as_in_training("max_pixels")
-    min_pixels: int | None = _as_in_training("min_pixels")
-    information_preserving: list[str] = _as_in_training("information_preserving")
-    information_removing: list[str] = _as_in_training("information_removing")
-    perception_token_ratio: float | None = _as_in_training("perception_token_ratio")
-    perception_score: str = _as_in_training("perception_score")
-    min_entropy_shift: float = _as_in_training("min_entropy_shift")
-    cpl_divergence: str = _as_in_training("cpl_divergence")
+    max_completion_length: int | None = as_in_training("max_completion_length")
+    max_pixels: int | None = as_in_training("max_pixels")
+    min_pixels: int | None = as_in_training("min_pixels")
+    information_preserving: list[str] = as_in_training("information_preserving")
+    information_removing: list[str] = as_in_training("information_removing")
+    perception_token_ratio: float | None = as_in_training("perception_token_ratio")
+    perception_score: str = as_in_training("perception_score")
+    min_entropy_shift: float = as_in_training("min_entropy_shift")
+    cpl_divergence: str = as_in_training("cpl_divergence")
 
     def __post_init__(self):
         for name in ("num_rows", "batch_size"):
@@ -99,7 +91,7 @@ class ReportArguments:
 
     def scoring_settings(self) -> dict[str, Any]:
         """The fields that CPPOConfig takes by the same name."""
-        names = [spec.name for spec in fields(self) if spec.name in _DEFAULTS]
+        names = [spec.name for spec in fields(self) if spec.name in CPPOConfig.__dataclass_fields__]
         return {name: getattr(self, name) for name in names}
 
 
