@@ -27,6 +27,7 @@ from tiny_models import build
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.grading_client import GRADER
+from trl_cppo.metrics import cpl_metrics
 
 GRADER.seconds = (
     120  # on a busy machine a right answer must not overrun; the tests of the limit have graders of their own
@@ -97,6 +98,11 @@ def make_trainer(
 
 def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def cpl_logged(trainer, mode="train"):
+    """The `cpl/*` metrics of the losses that were computed since the last log, or the last call of this."""
+    return cpl_metrics(trainer._cpl_sums[mode].settle(), trainer.args.cpl_reduction)
 
 
 def weights(trainer):

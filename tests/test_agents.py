@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from agent_model import CALL, agent_model_and_processor
-from conftest import hash_reward, make_config, make_rows, picture
+from conftest import cpl_logged, hash_reward, make_config, make_rows, picture
 from PIL import ImageOps
 
 from trl_cppo import CPPOTrainer
@@ -153,6 +153,6 @@ def test_a_rollout_function_with_tokens_from_outside(tmp_path, model_and_process
     batch, request, _ = score(trainer)
     assert [len(pair.removed) for pair in request.pairs] == batch["num_images"]
     assert_preserved_rows_equal_their_anchors(batch, request)
-    assert trainer._metrics["train"].pop("cpl/perception_ratio")[0] > 0
+    assert cpl_logged(trainer)["cpl/perception_ratio"] > 0
     trainer.compute_loss(trainer.model, {**batch, "tool_mask": torch.zeros_like(batch["tool_mask"])})
-    assert math.isnan(trainer._metrics["train"]["cpl/perception_ratio"][0])  # no token is left to count
+    assert math.isnan(cpl_logged(trainer)["cpl/perception_ratio"])  # no token is left to count

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import generation_batch, make_rows, make_trainer
+from conftest import cpl_logged, generation_batch, make_rows, make_trainer
 from trl import GRPOTrainer
 
 from trl_cppo.losses import squared_gradients
@@ -33,7 +33,7 @@ def test_squared_gradients_are_zero_where_no_gradient_is_recorded():
 
 
 def ratio_of(trainer):
-    return trainer._metrics["train"]["cpl/gradient_ratio"][-1]
+    return cpl_logged(trainer)["cpl/gradient_ratio"]
 
 
 def gradient_at_logps(trainer, batch, coef, bound=None):
@@ -70,6 +70,7 @@ def batch_and_trainer(tmp_path):
 def test_the_metric_is_the_ratio_of_the_gradients_and_the_bound_holds(batch_and_trainer, settings):
     batch, trainer = batch_and_trainer(**settings)
     policy = gradient_at_logps(trainer, batch, coef=0.0)
+    ratio_of(trainer)  # with λ = 0
     free = gradient_at_logps(trainer, batch, coef=0.7)
     ratio = ((free - policy).norm() / policy.norm()).item()
     assert ratio_of(trainer) == pytest.approx(ratio, rel=1e-4) and ratio > 0.01
@@ -91,6 +92,7 @@ def test_without_a_policy_gradient_the_bound_leaves_none(batch_and_trainer):
     batch, trainer = batch_and_trainer(gate_by_advantage=False)
     batch["advantages"] = torch.zeros_like(batch["advantages"])  # all rewards of each group are equal
     assert gradient_at_logps(trainer, batch, coef=0.7).norm() > 0.01
+    ratio_of(trainer)
     assert gradient_at_logps(trainer, batch, coef=0.7, bound=0.4).norm() == 0
     assert math.isnan(ratio_of(trainer))
 
@@ -105,11 +107,13 @@ def test_what_no_loss_looks_at_does_not_count():
 def test_the_exact_kl_is_bounded_by_its_estimate(batch_and_trainer):
     batch, trainer = batch_and_trainer(cpl_divergence="kl")
     policy = parameter_gradients(trainer, batch, coef=0.0)
+    ratio_of(trainer)  # with λ = 0
     free = parameter_gradients(trainer, batch, coef=0.7)
     ratio = ratio_of(trainer)
     bounded = parameter_gradients(trainer, batch, coef=0.7, bound=ratio / 4)
     torch.testing.assert_close(bounded - policy, (free - policy) / 4, rtol=1e-3, atol=1e-6)
     trainer.args.cpl_divergence = "k3"
+    ratio_of(trainer)  # with the bound
     gradient_at_logps(trainer, batch, coef=0.7)
     assert ratio_of(trainer) == pytest.approx(ratio, rel=1e-4)
 
@@ -121,4 +125,4 @@ def test_an_evaluation_has_no_gradient_and_no_bound(batch_and_trainer):
         bounded = trainer.compute_loss(trainer.model, batch)
         trainer.args.cpl_max_gradient_ratio = None
         assert torch.equal(bounded, trainer.compute_loss(trainer.model, batch))
-    assert torch.tensor(trainer._metrics["eval"]["cpl/gradient_ratio"]).isnan().all()
+    assert math.isnan(cpl_logged(trainer, "eval")["cpl/gradient_ratio"])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import hash_reward, logged, make_rows, make_trainer, weights
+from conftest import cpl_logged, hash_reward, logged, make_rows, make_trainer, weights
 from peft import LoraConfig
 from tiny_models import build
 from trl import GRPOConfig, GRPOTrainer
@@ -157,7 +157,7 @@ def test_bf16_and_float32_agree_on_the_loss(tmp_path, model_folder):
         trainer.current_gradient_accumulation_steps = 1
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             trainer.compute_loss(trainer.model, trainer._generate_and_score_completions(inputs))
-        losses.append(trainer._metrics["train"]["cpl/loss"][-1])
+        losses.append(cpl_logged(trainer)["cpl/loss"])
     assert math.isclose(*losses, rel_tol=0.05)
 
 

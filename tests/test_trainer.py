@@ -10,6 +10,7 @@ import torch
 from conftest import (
     MIXED,
     QWEN,
+    cpl_logged,
     generation_batch,
     logged,
     make_rows,
@@ -224,16 +225,17 @@ def test_loss_and_gradient_agree_with_scoring_each_view_alone(tmp_path, family, 
     trainer.args.cpl_coef = 0.0
     _, grpo = loss_and_gradients(trainer, batch)
     trainer.args.cpl_coef = 1.0
+    trainer._cpl_sums["train"].settle()
     _, both = loss_and_gradients(trainer, batch)
+    metrics_logged = cpl_logged(trainer)
 
     trainer.model.zero_grad()
     by_row, by_token, metrics = oracle(trainer, batch)
     expected = by_row if reduction == "sequence" else by_token
     expected.backward()
-    logged_metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if "cpl/" in name}
-    logged_metrics.pop("cpl/gradient_ratio")  # tested in test_gradient_bound.py
+    metrics_logged.pop("cpl/gradient_ratio")  # tested in test_gradient_bound.py
     expected_metrics = {"cpl/loss": expected.item(), **{f"cpl/{name}": value for name, value in metrics.items()}}
-    assert logged_metrics == pytest.approx(expected_metrics, rel=2e-3, abs=1e-7)
+    assert metrics_logged == pytest.approx(expected_metrics, rel=2e-3, abs=1e-7)
     assert len(set(expected_metrics.values())) == 7  # none could be taken for another
     norm = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
     assert norm > 1e-3
@@ -266,9 +268,8 @@ def test_masked_places_ungated_rows_and_text_rows_do_not_reach_the_cpl(tmp_path,
     batch = generation_batch(trainer)
 
     def cpl_of(batch):
-        trainer._metrics["train"].clear()
         loss_and_gradients(trainer, batch)
-        metrics = {k: v[0] for k, v in trainer._metrics["train"].items() if k.startswith("cpl/")}
+        metrics = cpl_logged(trainer)
         metrics.pop("cpl/gradient_ratio")  # the policy loss, which does see the ungated rows, is half of it
         return metrics
 

@@ -21,7 +21,6 @@ from conftest import logged, make_rows, make_trainer, picture
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from trl import GRPOConfig, GRPOTrainer
-from trl.trainer import grpo_trainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from trl_cppo import CPPOTrainer, trl_contract
@@ -161,9 +160,9 @@ def _tokenize_prompts(self, prompts, tools):
         (GRPOTrainer, "_get_per_token_logps_and_entropies", None, "_get_per_token_logps_and_entropies is missing"),
         (GRPOTrainer, "_get_per_token_logps_and_entropies", _tokenize_prompts, "does not take logits_to_keep"),
         (GRPOTrainer, "__init__", _unlike, "GRPOTrainer.__init__ does not take rollout_func"),
-        (GRPOTrainer, "_prepare_inputs", _unlike, "_prepare_inputs has no 'shuffle_sequence_dict(' in its code"),
+        (GRPOTrainer, "_prepare_inputs", _unlike, "_prepare_inputs has no 'self._buffered_inputs[self._step"),
         (GRPOTrainer, "_make_views", _unlike, "GRPOTrainer has a _make_views of its own, which CPPOTrainer would replace"),
-        (grpo_trainer, "shuffle_sequence_dict", None, "trl.trainer.grpo_trainer.shuffle_sequence_dict is missing"),
+        (trl.trainer.utils, "split_tensor_dict", None, "trl.trainer.utils.split_tensor_dict is missing"),
         (trl.trainer.utils, "_ChunkedLogProbFunction", None, "trl.trainer.utils._ChunkedLogProbFunction.forward is missing"),
         (trl.trainer.utils, "add_fused_lm_head", None, "trl.trainer.utils.add_fused_lm_head is missing"),
         (trl.trainer.utils, "get_callable_name", lambda func, full: "", "takes (func, full) in place of (func)"),
@@ -256,7 +255,7 @@ def test_generation_returns_the_images_last_but_one(grpo):
 
 def test_the_attributes_that_we_read_hold_what_they_should(grpo):
     grpo.model.train()
-    assert grpo._step == 0 and grpo._metrics["train"]["anything"] == []
+    assert grpo._step == 0 and grpo._buffered_inputs is None and grpo._metrics["train"]["anything"] == []
     assert grpo.num_generations == 4 and grpo.num_generations_eval == 4
     assert grpo.use_vllm is False and isinstance(grpo.generation_kwargs, dict)
     assert grpo._tokenizer is grpo.processing_class.tokenizer and grpo.temperature == 1.0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
@@ -37,11 +38,18 @@ class ImagelessForwards:
         self._append_row = append_row
         self._appended = False
         self._row: dict[str, torch.Tensor] = {}
+        self._handles: list[RemovableHandle] = []
 
     def attach(self, model: PreTrainedModel) -> None:
         """Register the hooks; only forwards with TRL's `fused_lm_head=True`, which score, are touched."""
-        model.register_forward_pre_hook(self._before, with_kwargs=True)
-        model.register_forward_hook(self._after)
+        self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._handles.append(model.register_forward_hook(self._after))
+
+    def detach(self) -> None:
+        """Leave the models as they were."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _before(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple | None:
         self._appended = False  # it may be left from a forward that failed

@@ -12,8 +12,28 @@ from .view_batch import ViewScores
 
 
 def _quotient(total: float, count: float) -> float:
-    # NaN where there is nothing to average: TRL leaves such micro-batches out of the logged mean.
+    # NaN where there is nothing to average: TRL logs None.
     return total / count if count else float("nan")
+
+
+class WindowSums:
+    """
+    Sums over the micro-batches of a logging step. Of a quotient's two parts, so that a micro-batch counts by what is in it: the
+    mean of micro-batches' quotients would follow one that has hardly a policy gradient, or one gated row.
+    """
+
+    def __init__(self):
+        self._sums: torch.Tensor | None = None
+
+    def add(self, sums: torch.Tensor) -> None:
+        """Of one micro-batch and all processes, shape `(12,)`, as [`cpl_metrics`] takes them."""
+        sums = sums.cpu().double()  # counts of tokens outgrow float32
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def settle(self) -> torch.Tensor | None:
+        """What was added since the last call, float64; `None` if nothing was."""
+        sums, self._sums = self._sums, None
+        return sums
 
 
 @torch.no_grad()
@@ -61,7 +81,7 @@ def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
     The metrics from the sums of all processes.
 
     Args:
-        sums (`torch.Tensor` of shape `(12,)`): added-up results of [`cpl_sums`], then those of
+        sums (`torch.Tensor` of shape `(12,)`, float): added-up results of [`cpl_sums`], then those of
             [`~trl_cppo.losses.squared_gradients`] for the policy loss and for λ · CPL.
         reduction (`str`): `args.cpl_reduction`; `cpl/loss` is the mean over gated rows or over perception tokens.
 
@@ -69,8 +89,10 @@ def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
         `dict[str, float]`: the same keys whatever the sums; NaN where nothing can be averaged.
     """
     row_loss, token_loss, gated, rows, tokens, selected, shift, preserved, removed, correct, *squares = sums.tolist()
+    # A gated row without a perception token has a loss of 0, in either reduction.
+    loss = (row_loss, gated) if reduction == "sequence" else (token_loss, max(selected, 1.0) if gated else 0)
     return {
-        "cpl/loss": _quotient(row_loss, gated) if reduction == "sequence" else _quotient(token_loss, selected),
+        "cpl/loss": _quotient(*loss),
         "cpl/gated_ratio": _quotient(gated, rows),
         "cpl/perception_ratio": _quotient(selected, tokens),
         "cpl/entropy_shift": _quotient(shift, tokens),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -110,14 +111,25 @@ class PackedForwards:
     def __init__(self):
         self._packing: Packing | None = None
         self._positions: torch.Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+        self._bases: list[tuple[PreTrainedModel, str]] = []  # with the implementations that they had
 
     def attach(self, model: PreTrainedModel) -> None:
         """Let the text model, whose implementation is `sdpa`, use [`packed_attention`], and register the hook."""
         AttentionInterface.register(ATTENTION, packed_attention)
         AttentionMaskInterface.register(ATTENTION, sdpa_mask)
         base = model.get_base_model() if is_peft_model(model) else model
+        self._bases.append((base, base.config.get_text_config()._attn_implementation))
         base.set_attn_implementation({"text_config": ATTENTION})
-        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self._handles.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Leave the models as they were."""
+        for base, implementation in self._bases:
+            base.set_attn_implementation({"text_config": implementation})
+        for handle in self._handles:
+            handle.remove()
+        self._bases, self._handles = [], []
 
     @contextmanager
     def score(self, packing: Packing, positions: torch.Tensor) -> Iterator[None]:

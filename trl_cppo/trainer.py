@@ -20,6 +20,7 @@ from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
 from .families import ViewProcessor, check_image_counts, placeholder_ids
 from .fused_head import kl_to_views, observed_head, scored_positions
+from .gate import above_group_mean
 from .losses import (
     divergence_contrast,
     masked_mean,
@@ -27,7 +28,7 @@ from .losses import (
     sampled_divergences,
     squared_gradients,
 )
-from .metrics import cpl_metrics, cpl_sums
+from .metrics import WindowSums, cpl_metrics, cpl_sums
 from .packed_trainer import bind_scoring
 from .sampler_check import DIFFERENCE, SamplerCheck
 from .sized_trainer import SizedGRPOTrainer
@@ -193,6 +194,8 @@ class CPPOTrainer(SizedGRPOTrainer):
             to_rgb=self._process_views.to_rgb,
         )
         self._view_scoring: _ViewScoring | None = None
+        self._rewards = torch.empty(0)  # of the last generation batch, of all processes
+        self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._policy_logps: torch.Tensor | None = None  # (B, T), of the micro-batch whose loss is computed
@@ -233,6 +236,10 @@ class CPPOTrainer(SizedGRPOTrainer):
             return "images of the rollout", list((self._rollout_images or {row: None})[row] or []), False
         return *images_of(example), True
 
+    def _calculate_rewards(self, *args, **kwargs):
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
     def _generation_key(self) -> tuple[str, int, int]:
         """What identifies this generation batch in the run, also after a resume: the how manyth of its step it is."""
         if self.model.training:
@@ -249,7 +256,7 @@ class CPPOTrainer(SizedGRPOTrainer):
         """The views of each gated row, `None` for the others. The rollouts of one prompt share theirs."""
         gated = _loss_mask(batch).any(dim=1)
         if self.args.gate_by_advantage:
-            gated = gated & (batch["advantages"] > 0)
+            gated = gated & (batch["advantages"] > 0) & self._above_group_mean(len(inputs)).to(gated.device)
         num_images = batch.get("num_images") or [0] * len(inputs)
         prompts = self._prompts_of_rows(len(inputs))
         views, by_prompt = [], {}
@@ -274,6 +281,16 @@ class CPPOTrainer(SizedGRPOTrainer):
                     ) from error
             views.append(by_prompt[prompt])
         return views
+
+    def _above_group_mean(self, num_rows: int) -> torch.Tensor:
+        """Which of this process's rollouts did better than their group, shape `(B,)`: a positive advantage may be rounding."""
+        above = above_group_mean(
+            self._rewards,
+            self.reward_weights,
+            self.num_generations if self.model.training else self.num_generations_eval,
+            normalize_each=self.args.multi_objective_aggregation == "normalize_then_sum",
+        )
+        return above[self.accelerator.process_index * num_rows :][:num_rows]
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
@@ -302,10 +319,14 @@ class CPPOTrainer(SizedGRPOTrainer):
                 places = self.packing.scored_positions(len(arguments[0]))
             else:
                 places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
-            anchor, preserved, removed = split_scores(places, places, request.rows).logps
-            entropies = results[1]
-            request.selected = self._select(entropies[anchor], entropies[removed], request.mask)
-            request.divergences = kl_to_views(arguments, (anchor, preserved, removed), request.selected)
+            entropies, device = results[1], request.mask.device
+            # With device_map="auto" on several devices the head is not where the batch is.
+            places = split_scores(*2 * [places.to(entropies.device)], request.rows).logps
+            anchor, _, removed = places
+            selected = self._select(entropies[anchor], entropies[removed], request.mask.to(entropies.device))
+            to_preserved, to_removed = kl_to_views(arguments, places, selected)
+            request.selected = selected.to(device)
+            request.divergences = to_preserved.to(device), to_removed.to(device)
 
         return observed_head(observe)
 
@@ -350,6 +371,11 @@ class CPPOTrainer(SizedGRPOTrainer):
             difference = self._sampler_check.settle()
             if difference is not None and not self._metrics["train"][DIFFERENCE]:
                 self._metrics["train"][DIFFERENCE].append(difference)
+        mode = "train" if self.model.training else "eval"
+        sums = self._cpl_sums[mode].settle()
+        if sums is not None:
+            values = cpl_metrics(sums, self.args.cpl_reduction)
+            self._metrics[mode].update({name: [value] for name, value in values.items()})
         super().log(logs, start_time)
 
     def _contrastive_perception_loss(
@@ -372,8 +398,7 @@ class CPPOTrainer(SizedGRPOTrainer):
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
         squares = squared_gradients((policy_loss, told), request.logps)
         totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
-        for name, value in cpl_metrics(totals, self.args.cpl_reduction).items():
-            self._metrics["train" if self.model.training else "eval"][name].append(value)
+        self._cpl_sums["train" if self.model.training else "eval"].add(totals)
         return self._bounded(share, *totals[-2:].sqrt().tolist())
 
     def _bounded(self, share: torch.Tensor, policy_norm: float, share_norm: float) -> torch.Tensor:

@@ -39,6 +39,7 @@ _METHODS: dict[str, tuple] = {
     "_log_completion_extra": ("column", "values"),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "log": ("logs", ...),
+    "evaluation_loop": (...,),
     "prediction_step": ("model", "inputs", "prediction_loss_only", ...),
     "save_model": ("output_dir", "_internal_call"),
     "_save_checkpoint": ("model", "trial"),
@@ -49,7 +50,9 @@ _METHODS: dict[str, tuple] = {
 _CLASS_ATTRIBUTES = ("_tag_names", "_name", "_paper")  # that CPPOTrainer sets, as each of TRL's trainers does
 _FUNCTIONS: dict[str, tuple] = {
     "trl:prepare_multimodal_messages": ("messages", "images"),
-    "trl.trainer.grpo_trainer:shuffle_sequence_dict": ("seq_dict",),
+    "trl.trainer.utils:split_pixel_values_by_grid": ("batch",),
+    "trl.trainer.utils:unsplit_pixel_values_by_grid": ("batch",),
+    "trl.trainer.utils:split_tensor_dict": ("tensor_dict", "num_chunks"),
     "trl.generation.vllm_generation:VLLMGeneration._init_vllm": (),
     "trl.generation.vllm_generation:VLLMGeneration._iter_named_params": (),
     "trl.generation.vllm_generation:VLLMGeneration.sync_weights": (),
@@ -68,13 +71,13 @@ _CODE = {
     _SCORING: "fused_lm_head=True",
     f"{_TRAINER}.__init__": "VLLMGeneration(",
     f"{_TRAINER}._generate_and_score_completions": '["reward"]',
-    f"{_TRAINER}._prepare_inputs": "shuffle_sequence_dict(",
+    f"{_TRAINER}._prepare_inputs": "self._buffered_inputs[self._step % self.args.steps_per_generation]",
     f"{_TRAINER}._tool_call_loop": "self._sync_tool_dicts[",
     "trl.trainer.utils:add_fused_lm_head": "_ChunkedLogProbFunction.apply(",
 }
 # What GRPOTrainer's constructor sets and we read or change: always, with vLLM, without it.
 ATTRIBUTES = frozenset({
-    "_logs", "_metrics", "_tokenizer", "aux_loss_enabled", "environment_factories", "log_completions",
+    "_buffered_inputs", "_logs", "_metrics", "_step", "_tokenizer", "aux_loss_enabled", "environment_factories", "log_completions",
     "log_multimodal", "num_generations", "num_generations_eval", "ref_model", "reward_func_names", "reward_weights",
     "tools", "use_vllm",
 })  # fmt: skip

@@ -3,6 +3,8 @@
 """Repairs of faults in TRL and transformers that would lose a CPPO run. Delete each once it is mended upstream."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,41 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self._rollout_images: list[list[Any] | None] | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
-        for model in self._scored_models():
-            imageless.attach(model)
+        self._model_hooks = [imageless]  # each with `attach(model)` and `detach()`
+        self._hooks_attached = False
 
     def _scored_models(self) -> list[PreTrainedModel]:
         """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
         models = [model for model in (self.model, self.ref_model) if model is not None]
         return [self.accelerator.unwrap_model(model) for model in models]
+
+    def attach_hooks(self) -> None:
+        """
+        Put our hooks on policy and reference, if they are not there. `train` and `evaluate` do, and take them off again when they
+        are done, so that the model is as it was: for another trainer, or to be pickled.
+        """
+        if not self._hooks_attached:
+            for model in self._scored_models():
+                for hooks in self._model_hooks:
+                    hooks.attach(model)
+            self._hooks_attached = True
+
+    def detach_hooks(self) -> None:
+        """Take our hooks off again, as after a loss that was computed by hand."""
+        for hooks in self._model_hooks:
+            hooks.detach()
+        self._hooks_attached = False
+
+    @contextmanager
+    def _with_hooks(self) -> Iterator[None]:
+        if self._hooks_attached:  # an evaluation during the training
+            yield
+            return
+        self.attach_hooks()
+        try:
+            yield
+        finally:
+            self.detach_hooks()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
@@ -60,7 +90,12 @@ class RepairedGRPOTrainer(GRPOTrainer):
             resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
         # Of an earlier call: TRL would not push the weights of this one's first step to vLLM.
         self._last_loaded_step = -1
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self._with_hooks():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):  # of `evaluate` and `predict`
+        with self._with_hooks():
+            return super().evaluation_loop(*args, **kwargs)
 
     def _get_dataloader(self, dataset: Any, description: str, *args, **kwargs) -> DataLoader:
         # Reading errors of `datasets` name neither row nor column.
