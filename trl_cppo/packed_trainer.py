@@ -81,7 +81,7 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         self._told = True
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        ratios = self._metrics["train"][TOKEN_RATIO] if self._shares_prefix and self.model.training else []
+        ratios = self._metrics["train"].get(TOKEN_RATIO, []) if self.model.training else []
         if ratios and min(ratios) == 1 and self._plain_because is not None:
             self._say_plain(self._plain_because)
         self._told = self._told or bool(ratios)  # a first window that packs is followed by others
