@@ -78,9 +78,11 @@ class CPPOConfig(GRPOConfig):
         share_prefix (`bool` or `str`, *optional*, defaults to `"auto"`):
             Whether the rollouts of a prompt in a micro-batch are scored behind one copy of the prompt and its images: the
             same loss and gradients of the micro-batch, rounded otherwise, for fewer tokens. `"auto"`: wherever the model and
-            the settings allow it and enough tokens are saved, unless `cpl_coef=0`; `True`: an error where it cannot be;
-            `False`: a row for each rollout, as GRPOTrainer. Unless `False`, TRL's shuffle of a generation batch keeps the
-            rollouts of a prompt together.
+            the settings allow it and enough tokens are saved, unless `cpl_coef=0`; an optimizer step holds GRPOTrainer's
+            rollouts, of which those of a prompt are brought into the same micro-batch. `True`: an error where it cannot be;
+            they are brought together from the whole generation batch, so where that lasts for several optimizer steps
+            (`steps_per_generation`), a step holds fewer prompts than GRPOTrainer's. `False`: a row for each rollout, as
+            GRPOTrainer.
 
         > Parameters that control generation
 
@@ -177,8 +179,9 @@ class CPPOConfig(GRPOConfig):
         default="auto",
         metadata={
             "help": "Whether the rollouts of a prompt are scored behind one copy of the prompt and its images: the same loss for "
-            "fewer tokens. 'auto': wherever the model allows it, not with cpl_coef=0; true: or an error; false: a row for "
-            "each rollout, as GRPOTrainer."
+            "fewer tokens. 'auto': wherever the model allows it, not with cpl_coef=0, and each optimizer step holds GRPOTrainer's "
+            "rollouts; true: or an error, and rollouts of a prompt are brought together from the whole generation batch, also where "
+            "it lasts for several optimizer steps, which then hold fewer prompts; false: a row for each rollout, as GRPOTrainer."
         },
     )
     suppress_vision_tokens: bool = field(

@@ -26,6 +26,8 @@ def micro_batches_matter(args: CPPOConfig) -> bool:
     return (
         args.loss_type == "bnpo"  # a mean over the micro-batch's tokens
         or args.top_entropy_quantile < 1  # a quantile of theirs
+        or args.entropy_coef != 0
+        or args.use_adaptive_entropy
         or args.cpl_reduction == "token"
         or args.cpl_max_gradient_ratio is not None
     )

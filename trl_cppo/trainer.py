@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
@@ -35,6 +36,8 @@ from .sized_trainer import SizedGRPOTrainer
 from .view_batch import ViewPair, append_view_rows, split_scores, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
+
+logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -201,6 +204,11 @@ class CPPOTrainer(SizedGRPOTrainer):
         self._policy_logps: torch.Tensor | None = None  # (B, T), of the micro-batch whose loss is computed
         if args.suppress_vision_tokens:
             self._suppress_vision_tokens()
+        if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
+            logger.warning(
+                "num_generations_eval=1 gives every rollout of an evaluation the advantage 0: none is gated, and the metrics "
+                "eval_cpl/* stay empty. Set it to 2 or more to see them."
+            )
 
     def _suppress_vision_tokens(self) -> None:
         """Ban the image and video placeholders from sampling, on top of what the user or TRL bans already."""
