@@ -114,9 +114,9 @@ class Bench:
         return self.cppo.compute_loss(self.model, batch)
 
     def _every_row(self, batch: dict[str, Any]) -> torch.Tensor:
-        pairs = [self.cppo._view_maker([row["image"]], place // GROUP) for place, row in enumerate(self.inputs)]
+        pairs = [self.cppo.view_maker([row["image"]], place // GROUP) for place, row in enumerate(self.inputs)]
         views = [[pair.preserved for pair in pairs], [pair.removed for pair in pairs]]
-        pixels = [self.cppo._process_views(images)["pixel_values"] for images in views]
+        pixels = [self.cppo.process_views(images)["pixel_values"] for images in views]
         loss = self.grpo.compute_loss(self.model, batch)
         return loss + score_views_apart(self.grpo, self.model, batch, pixels)
 
@@ -138,8 +138,8 @@ def view_seconds(bench: Bench) -> dict[str, float]:
     prompts = {prompt: [bench.inputs[prompt * GROUP]["image"]] for prompt in gated}
     images = [pair.preserved for pair in gated.values()] + [pair.removed for pair in gated.values()]
     return {
-        "transforms": seconds(lambda: [bench.cppo._view_maker(images, prompt) for prompt, images in prompts.items()]),
-        "image_processing": seconds(lambda: bench.cppo._process_views(images)) if images else 0.0,
+        "transforms": seconds(lambda: [bench.cppo.view_maker(images, prompt) for prompt, images in prompts.items()]),
+        "image_processing": seconds(lambda: bench.cppo.process_views(images)) if images else 0.0,
     }
 
 

@@ -101,7 +101,7 @@ def view_effects(probe: Probe, rollouts: Rollouts) -> dict[str, torch.Tensor]:
     images = [rollouts.images[row] for row in right]
     completions, perception = rollouts.completions[right], rollouts.perception[right]
     other = rollouts.mask[right] & ~perception
-    views = [probe._view_maker([image], "held out", 0, 0, row).removed[0] for row, image in enumerate(images)]
+    views = [probe.view_maker([image], "held out", 0, 0, row).removed[0] for row, image in enumerate(images)]
 
     def values(rows: slice) -> dict[str, torch.Tensor]:
         clean, removed = (_log_probs(probe, given[rows], completions[rows]) for given in (images, views))

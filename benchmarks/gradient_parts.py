@@ -27,7 +27,7 @@ class Probe(CPPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         score = super()._get_per_token_logps_and_entropies
-        if self._view_scoring is None:
+        if self._request.mask is None:
             return score(model, *args, **kwargs)
         with observed_head(lambda arguments, results: setattr(self, "head", arguments[:2])):
             return score(model, *args, **kwargs)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/packed_trainer.py was chosen from.
+Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/shared_prefix.py was chosen from.
 
     OMP_NUM_THREADS=1 python benchmarks/prefix_overhead.py          # a table, and benchmarks/results/prefix_overhead.json
     OMP_NUM_THREADS=1 python benchmarks/prefix_overhead.py --tables # the table from that file

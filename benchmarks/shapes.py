@@ -23,7 +23,7 @@ from meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits, packed_trainer
+from trl_cppo import CPPOConfig, CPPOTrainer, digits, shared_prefix
 from trl_cppo.view_batch import ViewPair
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -199,11 +199,11 @@ class ShapeBench:
         batch = make_batch(model.config, rows, gated, process)
         if arm.startswith("cppo_shared"):
             batch["prompt_keys"] = torch.arange(len(rows)) // (group or len(rows))
-            self.trainer._packed_forwards.attach(model)
+            self.trainer.prefix.attach(model)
         plain = {key: value for key, value in batch.items() if key not in ("cpl_views", "num_gated_rows")}
 
         def loss() -> torch.Tensor:
-            self.trainer._process_views = process
+            self.trainer.process_views = process
             self.trainer.args.cpl_divergence = "kl" if arm.endswith("_kl") else "k3"
             value = self.trainer.compute_loss(model, batch if arm.startswith("cppo") else plain)
             if arm == "every_row":
@@ -260,7 +260,7 @@ def _believed_prompts() -> Iterator[None]:
     def of_one_key(scoring: dict[str, Any], keys: list[Any], pixels_by_row: bool) -> list[list[int]]:
         return [[row for row, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)]
 
-    with mock.patch.object(packed_trainer, "same_prompts", of_one_key):
+    with mock.patch.object(shared_prefix, "same_prompts", of_one_key):
         yield
 
 

@@ -104,7 +104,7 @@ def test_it_is_said_once_before_the_first_step_and_changes_no_draw(tmp_path, cap
 
     looked = run()
     assert [record.getMessage()[:21] for record in caplog.records if record.name == NAME] == ["Longest prompt found:"]
-    monkeypatch.setattr("trl_cppo.sized_trainer.report_prompt_lengths", lambda trainer: None)
+    monkeypatch.setattr("trl_cppo.trainer.report_prompt_lengths", lambda trainer: None)
     assert run() == looked
 
 

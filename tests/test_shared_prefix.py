@@ -11,8 +11,8 @@ from PIL import Image
 from test_families import SIZES, counts_of
 from tiny_models import FAMILIES, build
 
-from trl_cppo.packed_trainer import MIN_TOKENS_SAVED, TOKEN_RATIO
 from trl_cppo.packing_choice import _FAMILIES, _REASONS
+from trl_cppo.shared_prefix import MIN_TOKENS_SAVED, TOKEN_RATIO
 
 # Float32; measured over all cases of this file: 1.5e-6 and, relative to the largest gradient of the model, 4e-6.
 SCORES = 1e-5
@@ -259,7 +259,7 @@ def test_other_obstacles_are_refused_with_a_way_out(tmp_path, change, settings, 
             with pytest.raises(ValueError, match=reason):
                 make_trainer(tmp_path, model=model, share_prefix=share, **settings)
         else:
-            assert not make_trainer(tmp_path, model=model, share_prefix=share, **settings)._shares_prefix
+            assert not make_trainer(tmp_path, model=model, share_prefix=share, **settings).prefix
 
 
 def test_a_reference_that_cannot_is_an_obstacle_too(tmp_path):

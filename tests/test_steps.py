@@ -11,8 +11,8 @@ from conftest import CPPOConfig, generation_batch, logged, make_rows, make_train
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo.packed_trainer import TOKEN_RATIO
 from trl_cppo.regrouping import regrouped, window_size
+from trl_cppo.shared_prefix import TOKEN_RATIO
 
 LONG = [{"role": "user", "content": "sum? " * 30}]
 
@@ -125,7 +125,7 @@ def test_whether_auto_packs_is_foreseen(tmp_path):
             batch = generation_batch(trainer)
             trainer.compute_loss(trainer.model, batch)
             packs = trainer._metrics["train"][TOKEN_RATIO].pop() < 1
-            assert trainer._will_pack(batch) == packs
+            assert trainer.prefix.will_pack(batch) == packs
             packed.add(packs)
     assert packed == {True, False}
 

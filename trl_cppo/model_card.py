@@ -219,7 +219,7 @@ def _image_facts(args: "CPPOConfig") -> list[tuple[str, str]]:
 
 
 def _cpl_facts(trainer: "CPPOTrainer") -> list[tuple[str, str]]:
-    args, maker = trainer.args, trainer._view_maker
+    args, maker = trainer.args, trainer.view_maker
     ratio, bound = args.perception_token_ratio, args.cpl_max_gradient_ratio
     share = (
         "all completion tokens" if ratio is None else f"the upper {number(ratio)} of the tokens with a rising entropy"

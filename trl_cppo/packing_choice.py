@@ -7,6 +7,7 @@ from collections.abc import Callable
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
+from .config import CPPOConfig
 from .prefix_attention import ATTENTION
 
 # By `config.model_type`, each held by a test that its packed scores and gradients equal the unpacked ones.
@@ -32,8 +33,29 @@ def mrope_index(model: PreTrainedModel) -> Callable | None:
     return base.model.get_rope_index if base.config.model_type in _MROPE_FAMILIES else None
 
 
-def packing_obstacle(model: PreTrainedModel, has_aux_loss: bool) -> str | None:
-    """Why the rollouts of a prompt cannot share its prefix under this model, or `None` if they can."""
+def packing_obstacle(
+    models: list[PreTrainedModel], args: CPPOConfig, has_aux_loss: bool, own_images: bool
+) -> str | None:
+    """
+    Why the rollouts of a prompt cannot share its prefix in a run, or `None` if they can.
+
+    Args:
+        models (`list[PreTrainedModel]`): the policy and, if there is one, the reference.
+        has_aux_loss (`bool`): whether the router's auxiliary loss is on.
+        own_images (`bool`): whether a rollout may have images of its own, from tools or environments.
+    """
+    if own_images:
+        return "tools and environments may put images into completions"
+    if args.neftune_noise_alpha is not None:
+        return "NEFTune's noise depends on the length of a row; unset neftune_noise_alpha"
+    if args.per_device_train_batch_size == 1:
+        return "micro-batches of one row; per_device_train_batch_size should be a multiple of num_generations"
+    if has_aux_loss:
+        return "the router's auxiliary loss counts every rollout's prompt; set router_aux_loss_coef=0"
+    return next((obstacle for obstacle in map(_model_obstacle, models) if obstacle is not None), None)
+
+
+def _model_obstacle(model: PreTrainedModel) -> str | None:
     family, text = model.config.model_type, model.config.get_text_config()
     if family not in _FAMILIES:
         return f"{family} cannot: {_REASONS.get(family, 'it was not tested')}"
@@ -49,8 +71,6 @@ def packing_obstacle(model: PreTrainedModel, has_aux_loss: bool) -> str | None:
         not settings.get("layer_types") and settings.get("sliding_window")
     ):
         return "layers of the text model attend in a sliding window, or not at all"
-    if has_aux_loss:
-        return "the router's auxiliary loss counts every rollout's prompt; set router_aux_loss_coef=0"
     if is_peft_model(model):
         adapter = model.active_peft_config
         if adapter.is_prompt_learning or adapter.to_dict().get("alora_invocation_tokens"):

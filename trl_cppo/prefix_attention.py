@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .shared_prefix import Packing
+from .packing import Packing
 
 ATTENTION = "sdpa_among_packed_prompts"  # the name of `packed_attention` among transformers' implementations
 

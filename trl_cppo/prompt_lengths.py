@@ -19,7 +19,7 @@ from .dataset_checks import images_of
 
 if TYPE_CHECKING:
     from .config import CPPOConfig
-    from .sized_trainer import SizedGRPOTrainer
+    from .trainer import CPPOTrainer
 
 _COLUMNS = ("prompt", "images", "image")
 _BATCH = 256  # rows
@@ -41,7 +41,7 @@ class _Size:
         return self.pixels, self.images, self.characters, self.pixels / 28**2 + self.characters / 4
 
 
-def report_prompt_lengths(trainer: "SizedGRPOTrainer") -> None:
+def report_prompt_lengths(trainer: "CPPOTrainer") -> None:
     """
     Log the most tokens that a prompt of the training data set makes, images included, and warn if prompt and completion
     together are more than vLLM or the model can hold. For the main process.
@@ -51,7 +51,7 @@ def report_prompt_lengths(trainer: "SizedGRPOTrainer") -> None:
     images, are passed over. An error of this look is no reason to stop a run: what is wrong with a row is named later.
 
     Args:
-        trainer (`SizedGRPOTrainer`): before its first step.
+        trainer (`CPPOTrainer`): before its first step.
     """
     dataset = trainer.train_dataset
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
@@ -81,7 +81,7 @@ def report_prompt_lengths(trainer: "SizedGRPOTrainer") -> None:
     _warn(row, lengths[row], trainer.args, room)
 
 
-def _room(trainer: "SizedGRPOTrainer") -> dict[str, int]:
+def _room(trainer: "CPPOTrainer") -> dict[str, int]:
     """The most tokens of prompt and completion, by what sets it."""
     args = trainer.args
     room = {"the model's max_position_embeddings": trainer.model.config.get_text_config().max_position_embeddings}
@@ -103,7 +103,7 @@ def _warn(row: int, tokens: int, args: "CPPOConfig", room: dict[str, int]) -> No
     )
 
 
-def _num_tokens(trainer: "SizedGRPOTrainer", example: dict[str, Any]) -> int:
+def _num_tokens(trainer: "CPPOTrainer", example: dict[str, Any]) -> int:
     [example] = trainer.row_images.rows([example])
     column, images = images_of(example)
     prompt = example["prompt"]
@@ -113,7 +113,7 @@ def _num_tokens(trainer: "SizedGRPOTrainer", example: dict[str, Any]) -> int:
     return len(prompt_ids[0])
 
 
-def _largest_rows(trainer: "SizedGRPOTrainer", dataset: Dataset) -> list[int]:
+def _largest_rows(trainer: "CPPOTrainer", dataset: Dataset) -> list[int]:
     """The rows that may make the most tokens, each once."""
     limits = trainer.row_images.max_pixels, trainer.row_images.min_pixels
     measures = [size.measures() for size in _sizes(dataset, *limits)]

@@ -1,157 +1,183 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Packing the rollouts of each prompt behind one copy of it, and all prompts of a batch into one row without padding.
+"""Scoring the rollouts of one prompt behind one copy of it. It knows nothing of the loss.
 
-A packed prompt is its prefix, all tokens but the last, and a segment for each rollout: the last prompt token, which predicts
-the first completion token, and the completion. A segment sees the prefix and itself, at the positions that it has in a row of
-its own, so that causal attention makes its states the same (`prefix_attention.py`).
-
-Shapes: `B` rows as TRL scores them, of `S` tokens, the last `T` of them completions; `L` packed tokens.
+Shapes: `B` rows of a scoring, `S` tokens of prompt and completion, `T` completion tokens.
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
+from accelerate.utils import extract_model_from_parallel
+from transformers import PreTrainedModel
 
-from .fused_head import head_positions
-from .view_batch import BY_ROW, COUNTS, PIXELS, entries_of_rows, given_arguments
+from .config import CPPOConfig
+from .families import has_pixels_by_row, placeholder_ids
+from .packing import Packing, pack_scoring, packed_positions, plan_packing, same_prompts, tokens_saved
+from .packing_choice import mrope_index
+from .prefix_attention import PackedForwards
+from .regrouping import micro_batches_matter, regrouped, window_size
+from .view_batch import SCORING_ARGUMENTS
+
+TOKEN_RATIO = "shared_prefix/token_ratio"  # the metric: tokens of a packed micro-batch over those of plain rows, or 1
+# Attention among packed prompts calls its kernel twice a prompt. On a CPU and a small model (benchmarks/prefix_overhead.py) packing
+# takes 0.89 to 1.27 of the time of plain rows where a prompt saves up to 23 tokens, 0.93 or less from 33 on.
+MIN_TOKENS_SAVED = 32  # a prompt, views counted as prompts, on average
+PLAIN_ROWS = "share_prefix scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."
+REGROUPED = (
+    "share_prefix=True brings the rollouts of a prompt together within a generation batch of {} micro-batches, so optimizer "
+    "steps hold fewer prompts, and more rollouts of each, than GRPOTrainer's. share_prefix='auto' keeps its steps."
+)
+
+logger = get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Packing:
-    """Where each token of some rows goes. Index tensors are int64."""
+class SharedPrefix:
+    """
+    The same log-probabilities and gradients for fewer tokens.
 
-    prompts: list[list[int]]  # the rows of each packed prompt
-    lengths: list[list[int]]  # of each packed prompt, in tokens: its prefix, then each segment
-    source_rows: torch.Tensor  # (1, L): the row that a packed token is copied from
-    source_columns: torch.Tensor  # (1, L): its place in that row
-    labelled: torch.Tensor  # (1, L), bool: the completion tokens
-    scored: torch.Tensor  # (B', T), bool: the same, of the packed rows in their order, B of them or a part
-    places: torch.Tensor  # (B', T): where a scored token is among the L − 1 that have a prediction, else 0
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): the policy, for which [`packing_obstacle`] finds none.
+        num_processes (`int`): of the run.
+        always (`bool`): whether to pack wherever it can be done, and not only where it pays.
 
-    def unpack(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of predicted tokens, `(1, L − 1)`, as `(B', T)`; 0 where nothing is scored. Gradient flows."""
-        return torch.where(self.scored, values[0, self.places], values.new_zeros(()))
+    Attributes:
+        always (`bool`): as given.
+        token_ratio (`float`): tokens of the last scoring over those of plain rows with their padding, 1 if it was not packed.
+        plain_because (`str`, *optional*): why it was not.
+    """
 
-    def scored_positions(self, num_scored: int) -> torch.Tensor:
+    def __init__(self, model: PreTrainedModel, num_processes: int, always: bool):
+        self.token_ratio = 1.0
+        self.plain_because: str | None = None
+        self._num_processes = num_processes
+        self.always = always
+        self._pixels_by_row = has_pixels_by_row(model)
+        self._placeholder_ids = placeholder_ids(model)
+        self._packing: Packing | None = None  # of the scoring that is running
+        self._packed_ever = self._warned = False
+        self._forwards = PackedForwards()
+        self.attach, self.detach = self._forwards.attach, self._forwards.detach
+
+    def score(self, score: Callable, scoring: dict[str, Any], keys: list[Hashable]) -> tuple:
         """
-        Where each completion token stands among the `num_scored` positions of the fused head, shape `(B', T)`, int64: all
-        L − 1 positions, or, on Triton devices, the labelled ones. Without meaning where nothing is scored.
+        What `score(**scoring)` returns, from packed rows where there is something to share.
+
+        Args:
+            score (`Callable`): `GRPOTrainer._get_per_token_logps_and_entropies`.
+            scoring (`dict[str, Any]`): its arguments by name.
+            keys (`list[Hashable]` of length B): which rows are of one prompt.
         """
-        return head_positions(self.labelled[0, 1:], num_scored)[self.places]
+        parts = self._parts(scoring, keys)
+        self.token_ratio = 1.0
+        self.plain_because = self._row_obstacle(scoring, parts)
+        if self.plain_because is not None:
+            return score(**scoring)
+        mask, num_scored = scoring["attention_mask"], scoring["logits_to_keep"]
+        packings = [plan_packing(mask, num_scored, prompts) for prompts in parts]
+        self._packed_ever = True
+        self.token_ratio = sum(packing.labelled.numel() for packing in packings) / mask.numel()
+        scored = [self._score_packed(score, scoring, packing) for packing in packings]
+        logps, entropies = (None if values[0] is None else torch.cat(values) for values in zip(*scored, strict=True))
+        return logps, entropies, None
 
+    def positions(self, num_scored: int) -> torch.Tensor | None:
+        """[`Packing.scored_positions`] of the scoring that is running; `None` if its rows are plain."""
+        return None if self._packing is None else self._packing.scored_positions(num_scored)
 
-def plan_packing(attention_mask: torch.Tensor, num_scored: int, prompts: list[list[int]]) -> Packing:
-    """
-    Lay out some rows of a batch.
+    def warn_if_unused(self) -> None:
+        """At the first log: say so if nothing was packed until then."""
+        if not self._warned and not self._packed_ever and self.plain_because is not None:
+            logger.warning(PLAIN_ROWS.format(self.plain_because))
+        self._warned = True
 
-    Args:
-        attention_mask (`torch.Tensor` of shape `(B, S)`): prompts padded on the left, completions on the right.
-        num_scored (`int`): T.
-        prompts (`list[list[int]]`): the rows of each prompt; no row twice.
-    """
-    device, start = attention_mask.device, attention_mask.size(1) - num_scored  # of the completions
-    mask = attention_mask.cpu().bool()
-    of_prompt, of_completion = mask[:, :start].sum(dim=1).tolist(), mask[:, start:].sum(dim=1).tolist()
-    places = torch.zeros(mask.size(0), num_scored, dtype=torch.long)
-    rows, columns, lengths, end = [], [], [], 0
-    for members in prompts:
-        prefix = of_prompt[members[0]] - 1
-        lengths.append([prefix, *(1 + of_completion[row] for row in members)])
-        pieces = [(members[0], start - 1 - prefix), *((row, start - 1) for row in members)]
-        for (row, column), length in zip(pieces, lengths[-1], strict=True):
-            rows.append(torch.full((length,), row))
-            columns.append(torch.arange(column, column + length))
-            if column == start - 1 and length:
-                places[row, : length - 1] = torch.arange(end, end + length - 1)
-            end += length
-    source_columns = torch.cat(columns)[None]
-    packed_rows = sorted(row for members in prompts for row in members)
-    tensors = (
-        torch.cat(rows)[None], source_columns, source_columns >= start, mask[packed_rows, start:], places[packed_rows],
-    )  # fmt: skip
-    return Packing(prompts, lengths, *(tensor.to(device) for tensor in tensors))
+    def regroup(self, micro_batches: list[dict[str, Any]], args: CPPOConfig) -> list[dict[str, Any]]:
+        """
+        A generation batch with the rollouts of a prompt together, as far as `share_prefix` lets them leave their place: by
+        default within an optimizer step, and where they are then packed.
 
+        Args:
+            micro_batches (`list[dict[str, Any]]`): see [`regrouped`].
+        """
+        if self.always:
+            return regrouped(micro_batches)
+        if micro_batches_matter(args):
+            return micro_batches
+        size, result = window_size(args), []
+        for start in range(0, len(micro_batches), size):
+            window = micro_batches[start : start + size]
+            together = regrouped(window)
+            result += together if any(map(self.will_pack, together)) else window
+        return result
 
-def tokens_saved(attention_mask: torch.Tensor, num_scored: int, prompts: list[list[int]]) -> float:
-    """How many tokens packing saves a prompt, on average, padding of the plain rows included; the arguments of [`plan_packing`]."""
-    start = attention_mask.size(1) - num_scored
-    of_prompt, of_completion = (part.sum(dim=1).tolist() for part in attention_mask.tensor_split([start], dim=1))
-    packed = sum(of_prompt[members[0]] - 1 + sum(1 + of_completion[row] for row in members) for members in prompts)
-    return (attention_mask.size(1) * sum(map(len, prompts)) - packed) / len(prompts)
+    def will_pack(self, micro_batch: dict[str, Any]) -> bool:
+        """
+        Whether the loss of a micro-batch will be computed from packed rows.
 
+        Args:
+            micro_batch (`dict[str, Any]`): as TRL makes it, with `prompt_keys` and, of rows that have views, `cpl_views`.
+        """
+        scoring = {name: micro_batch.get(name) for name in SCORING_ARGUMENTS}
+        for name, parts in (("input_ids", "ids"), ("attention_mask", "mask")):
+            scoring[name] = torch.cat([micro_batch[f"prompt_{parts}"], micro_batch[f"completion_{parts}"]], dim=1)
+        scoring["logits_to_keep"] = micro_batch["completion_ids"].size(1)
+        keys = micro_batch["prompt_keys"].tolist()
+        prompts = same_prompts(scoring, keys, self._pixels_by_row)
+        # The views of a prompt are shared by those of its rollouts that have some.
+        views = micro_batch.get("cpl_views") or [None] * len(keys)
+        viewed = [[row for row in members if views[row] is not None] for members in prompts]
+        return self._row_obstacle(scoring, [prompts], 2 * [members for members in viewed if members]) is None
 
-def same_prompts(scoring: dict[str, Any], keys: list[Hashable], pixels_by_row: bool) -> list[list[int]]:
-    """
-    The rows of a scoring batch by prompt: those of one key with the same prompt and the same pixels.
+    def _parts(self, scoring: dict[str, Any], keys: list[Hashable]) -> list[list[list[int]]]:
+        """The rows by prompt, in the parts that TRL scores one after the other: as many on every process."""
+        size = scoring.get("batch_size") or len(keys)
+        parts: dict[int, list[list[int]]] = {}
+        for members in same_prompts(
+            scoring, [(row // size, key) for row, key in enumerate(keys)], self._pixels_by_row
+        ):
+            parts.setdefault(members[0] // size, []).append(members)
+        return [parts[number] for number in sorted(parts)]
 
-    A data set may return another image each time that it is asked for a row, so the keys alone are not believed.
+    def _row_obstacle(
+        self, scoring: dict[str, Any], parts: list[list[list[int]]], views: list[list[int]] | None = None
+    ) -> str | None:
+        """
+        Why rows are scored as they are, or `None` if they are packed.
 
-    Args:
-        scoring (`dict[str, Any]`): arguments of `GRPOTrainer._get_per_token_logps_and_entropies` by name.
-        keys (`list[Hashable]` of length B): which rows should be of one prompt.
-        pixels_by_row (`bool`): see [`~families.ViewProcessor`].
-    """
-    first_of: dict[Hashable, int] = {}
-    firsts = [first_of.setdefault(key, row) for row, key in enumerate(keys)]
-    start = scoring["input_ids"].size(1) - scoring["logits_to_keep"]
-    parts = [
-        list(scoring[name][:, :start]) for name in sorted((BY_ROW | {"attention_mask"}) & given_arguments(scoring))
-    ]
-    for name in sorted(PIXELS & given_arguments(scoring)):
-        parts.append(list(torch.split(scoring[name], entries_of_rows(name, scoring, pixels_by_row))))
-    counts = [scoring[name] for name in sorted(COUNTS & given_arguments(scoring))]
-    same = []
-    for row, first in enumerate(firsts):
-        alike = all(count[row] == count[first] for count in counts)
-        alike = alike and all(part[row].shape == part[first].shape for part in parts)
-        checks = [(part[row] == part[first]).all() for part in parts] if alike and row != first else []
-        same.append(torch.stack(checks).all() if checks else scoring["input_ids"].new_tensor(alike, dtype=torch.bool))
-    members: dict[Hashable, list[int]] = {}
-    for row, (first, shared) in enumerate(zip(firsts, torch.stack(same).tolist(), strict=True)):
-        members.setdefault(first if shared else ("alone", row), []).append(row)
-    return list(members.values())
+        Args:
+            scoring (`dict[str, Any]`): the arguments of the scoring by name.
+            parts (`list[list[list[int]]]`): see [`_parts`].
+            views (`list[list[int]]`, *optional*): prompts of rows of views that are not in `scoring` yet, by their anchors' rows.
+        """
+        prompts = [members for part in parts for members in part]
+        if all(len(members) == 1 for members in prompts):
+            return "no two rollouts of a prompt came into one micro-batch; make per_device_train_batch_size a multiple of num_generations"
+        last_of_prompts = scoring["input_ids"][:, -scoring["logits_to_keep"] - 1]  # each segment has a copy of it
+        if torch.isin(last_of_prompts, last_of_prompts.new_tensor(self._placeholder_ids)).any():
+            return "a prompt ends with an image"
+        # Of several processes, each must run the vision tower (see ImagelessForwards, which appends a row of its own).
+        num_images = scoring.get("num_images") or [0] * len(scoring["input_ids"])
+        with_images = [any(num_images[row] for members in part for row in members) for part in parts]
+        if self._num_processes > 1 and not all(with_images):
+            return "a micro-batch has no image, and every process must run the vision tower"
+        saved = tokens_saved(scoring["attention_mask"], scoring["logits_to_keep"], prompts + (views or []))
+        if not self.always and saved < MIN_TOKENS_SAVED:
+            return f"a prompt's rollouts would save {saved:.0f} tokens on average, and below {MIN_TOKENS_SAVED} it does not pay"
+        return None
 
-
-def pack_scoring(scoring: dict[str, Any], packing: Packing, pixels_by_row: bool) -> dict[str, Any]:
-    """The scoring arguments with one packed row in place of the rows, and the pixels of each prompt once."""
-    packed = dict(scoring, batch_size=None)
-    for name in BY_ROW & given_arguments(scoring):
-        packed[name] = scoring[name][packing.source_rows, packing.source_columns]
-    packed["attention_mask"] = torch.ones_like(packed["input_ids"])  # PackedForwards puts the prompts' lengths there
-    packed["logits_to_keep"] = packed["input_ids"].size(1) - 1
-    firsts = [members[0] for members in packing.prompts]
-    for name in PIXELS & given_arguments(scoring):
-        parts = torch.split(scoring[name], entries_of_rows(name, scoring, pixels_by_row))
-        packed[name] = torch.cat([parts[row] for row in firsts])
-        if pixels_by_row:  # (prompts, images, …): the images of all prompts become those of one row
-            packed[name] = packed[name].flatten(0, 1)[None]
-    for name in COUNTS & given_arguments(scoring):
-        packed[name] = [sum(scoring[name][row] for row in firsts)]
-    return packed
-
-
-def packed_positions(
-    scoring: dict[str, Any], packed: dict[str, Any], packing: Packing, rope_index: Callable | None
-) -> torch.Tensor:
-    """
-    The position that each packed token has in a row of its own, shape `(1, L)`, or `(3, 1, L)` with `rope_index`.
-
-    Args:
-        scoring, packed (`dict[str, Any]`): the scoring arguments as TRL made them and packed.
-        rope_index (`Callable`, *optional*): the model's function of multimodal rotary positions, where it has one.
-    """
-    if rope_index is None or scoring.get("image_grid_thw") is None:
-        return packing.source_columns  # models count columns, padding included, where they are given no positions
-    firsts = torch.tensor([members[0] for members in packing.prompts], device=packing.source_rows.device)
-    attended = scoring["attention_mask"][firsts]
-    attended[:, -scoring["logits_to_keep"] :] = 1  # the completions' positions, whatever their length
-    positions, _ = rope_index(
-        input_ids=scoring["input_ids"][firsts], mm_token_type_ids=scoring["mm_token_type_ids"][firsts],
-        image_grid_thw=packed["image_grid_thw"], attention_mask=attended,
-    )  # fmt: skip
-    tokens = torch.tensor([sum(lengths) for lengths in packing.lengths], device=positions.device)
-    numbers = torch.arange(len(packing.prompts), device=positions.device).repeat_interleave(tokens)
-    return positions[:, numbers[None], packing.source_columns]
+    def _score_packed(
+        self, score: Callable, scoring: dict[str, Any], packing: Packing
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities and entropies of the packed rows, each `(B', T)`, in their order."""
+        packed = pack_scoring(scoring, packing, self._pixels_by_row)
+        rope_index = mrope_index(extract_model_from_parallel(scoring["model"]))
+        positions = packed_positions(scoring, packed, packing, rope_index)
+        self._packing = packing
+        try:
+            with self._forwards.score(packing, positions):
+                logps, entropies, _ = score(**packed)
+        finally:
+            self._packing = None
+        return packing.unpack(logps), None if entropies is None else packing.unpack(entropies)

@@ -6,9 +6,8 @@ Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tok
 """
 
 import textwrap
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +16,10 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
+from .carded import CardedGRPOTrainer
 from .config import CPPOConfig
-from .dataset_checks import check_dataset, images_of, row_name
-from .families import ViewProcessor, check_image_counts, placeholder_ids
+from .dataset_checks import check_dataset, images_of
+from .families import ViewProcessor, check_image_counts, placeholder_ids, rgb_reader
 from .fused_head import kl_to_views, observed_head, scored_positions
 from .gate import above_group_mean
 from .losses import (
@@ -30,32 +30,24 @@ from .losses import (
     squared_gradients,
 )
 from .metrics import WindowSums, cpl_metrics, cpl_sums
-from .packed_trainer import bind_scoring
+from .packing_choice import packing_obstacle
+from .prompt_lengths import report_prompt_lengths
+from .regrouping import window_size
+from .rollout_views import RolloutImages, make_views
+from .row_images import RowImages
 from .sampler_check import DIFFERENCE, SamplerCheck
-from .sized_trainer import SizedGRPOTrainer
-from .view_batch import ViewPair, append_view_rows, split_scores, view_keys
+from .scoring_request import ScoringRequest
+from .shared_prefix import PLAIN_ROWS, REGROUPED, TOKEN_RATIO, SharedPrefix
+from .view_batch import ViewPair, append_view_rows, bind_scoring, split_scores, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
-
-logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
     from trl.trainer.grpo_trainer import RewardFunc
 
-
-@dataclass
-class _ViewScoring:
-    """What one loss computation asks of its forward, and what the forward answers."""
-
-    rows: list[int]
-    pairs: list[ViewPair]
-    mask: torch.Tensor  # (N, T), bool: the tokens that count
-    selected: torch.Tensor | None = None  # (N, T), bool: the perception tokens
-    divergences: tuple[torch.Tensor, torch.Tensor] | None = None  # d⁺ and d⁻, each (N, T), 0 where not selected
-    logps: torch.Tensor | None = None  # (B + 2N, T)
-    entropies: torch.Tensor | None = None  # (B + 2N, T)
+logger = get_logger(__name__)
 
 
 def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
@@ -63,7 +55,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(SizedGRPOTrainer):
+class CPPOTrainer(CardedGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -189,19 +181,20 @@ class CPPOTrainer(SizedGRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
-        self._process_views = ViewProcessor(self.model, self.processing_class)
-        self._view_maker = ViewMaker(
+        self.row_images = RowImages(args.max_pixels, args.min_pixels, rgb_reader(self.model), load_paths=self.use_vllm)
+        self.process_views = ViewProcessor(self.model, self.processing_class)
+        self.view_maker = ViewMaker(
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
             seed=args.seed,
-            to_rgb=self._process_views.to_rgb,
+            to_rgb=self.process_views.to_rgb,
         )
-        self._view_scoring: _ViewScoring | None = None
+        self.prefix = self._make_prefix()
+        self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
         self._rewards = torch.empty(0)  # of the last generation batch, of all processes
-        self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
-        self._policy_logps: torch.Tensor | None = None  # (B, T), of the micro-batch whose loss is computed
+        self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
         if args.suppress_vision_tokens:
             self._suppress_vision_tokens()
         if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
@@ -209,6 +202,24 @@ class CPPOTrainer(SizedGRPOTrainer):
                 "num_generations_eval=1 gives every rollout of an evaluation the advantage 0: none is gated, and the metrics "
                 "eval_cpl/* stay empty. Set it to 2 or more to see them."
             )
+
+    def _make_prefix(self) -> SharedPrefix | None:
+        """What scores the rollouts of a prompt behind one copy of it; `None` where each has a row of its own."""
+        args = self.args
+        if not args.share_prefix or (args.share_prefix == "auto" and args.cpl_coef == 0):  # then GRPO's, bit for bit
+            return None
+        own_images = bool(self.tools) or self.environment_factories is not None
+        obstacle = packing_obstacle(self._scored_models(), args, self.aux_loss_enabled, own_images)
+        if obstacle is None:
+            prefix = SharedPrefix(self.model, self.accelerator.num_processes, always=args.share_prefix is True)
+            self._model_hooks.append(prefix)
+            if prefix.always and window_size(args) < args.steps_per_generation:
+                logger.warning(REGROUPED.format(args.steps_per_generation))
+            return prefix
+        if args.share_prefix is True:
+            raise ValueError(f"share_prefix=True is not possible: {obstacle}. Or use share_prefix='auto' or False.")
+        logger.warning(PLAIN_ROWS.format(obstacle))
+        return None
 
     def _suppress_vision_tokens(self) -> None:
         """Ban the image and video placeholders from sampling, on top of what the user or TRL bans already."""
@@ -226,27 +237,39 @@ class CPPOTrainer(SizedGRPOTrainer):
         self.generation_config.suppress_tokens = banned
         self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
 
+    def train(self, *args, **kwargs):
+        if self.is_world_process_zero():
+            report_prompt_lengths(self)
+        return super().train(*args, **kwargs)
+
+    # A generation batch ------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Of a generation batch that TRL has shuffled and cut, the rollouts of a prompt are brought together."""
+        cut = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.prefix is None or self._buffered_inputs is cut:  # nothing was generated to be trained on
+            return inputs
+        self._buffered_inputs = self.prefix.regroup(self._buffered_inputs, self.args)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         key = self._generation_key()
         inputs = self.row_images.rows(inputs)  # here, so that rollouts, rewards and views are of the same images
-        batch = super()._generate_and_score_completions(inputs)
-        check_image_counts(self._process_views.pixels_by_row, batch.get("num_images"))
+        prompts = self._prompts_of_rows(len(inputs))
+        with self._asking(ScoringRequest(prompts)):  # the old policy and the reference
+            batch = super()._generate_and_score_completions(inputs)
+        check_image_counts(self.process_views.pixels_by_row, batch.get("num_images"))
+        # Lists of B entries, tensors of B entries and 0-dim tensors: TRL shuffles and splits the former by row and passes the
+        # last on.
+        device = batch["advantages"].device
+        if self.prefix is not None:
+            batch["prompt_keys"] = torch.tensor(prompts, device=device)
         if self.args.cpl_coef == 0:
             return batch
         views = self._make_views(inputs, batch, key)
-        num_gated = torch.tensor(sum(pair is not None for pair in views), device=batch["advantages"].device)
-        # A list of B entries and a 0-dim tensor: TRL shuffles and splits the first by row and passes the second on.
+        num_gated = torch.tensor(sum(pair is not None for pair in views), device=device)
         return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
-
-    def _images_of_row(self, row: int, example: dict[str, Any]) -> tuple[str, list[Any], bool]:
-        """The column and the images that a rollout was scored with, and whether its whole group has the same."""
-        if self.tools or self.environment_factories is not None:
-            return "images of the rollout", list((self._rollout_images or {row: None})[row] or []), False
-        return *images_of(example), True
-
-    def _calculate_rewards(self, *args, **kwargs):
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
 
     def _generation_key(self) -> tuple[str, int, int]:
         """What identifies this generation batch in the run, also after a resume: the how manyth of its step it is."""
@@ -258,74 +281,123 @@ class CPPOTrainer(SizedGRPOTrainer):
         # views, and its curves can be compared.
         return "eval", 0, len(self._metrics["eval"]["reward"])
 
+    def _prompts_of_rows(self, num_rows: int) -> list[int]:
+        """Of this process's rows of a generation batch: each one's prompt, by its place in the global batch."""
+        first_row = self.accelerator.process_index * num_rows
+        return [(first_row + row) // self._group_size for row in range(num_rows)]
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _generate(self, prompts: list[Any]):
+        """Prompts that environments made have images of their own, which are limited too."""
+        if self.environment_factories is not None and self.row_images.active:
+            # In place: TRL shows rewards and logs the list that it passed here, which it made for this batch.
+            prompts[:] = self.row_images.prompts(prompts)
+        return super()._generate(prompts)
+
+    def _tool_call_loop(self, *args, **kwargs):
+        """So are those that tools return: here, where TRL has set the tools of each rollout."""
+        if self.row_images.active:
+            self._sync_tool_dicts = [self._limiting(tools) for tools in self._sync_tool_dicts]
+            self._async_tool_dicts = [self._limiting(tools) for tools in self._async_tool_dicts]
+        return super()._tool_call_loop(*args, **kwargs)
+
+    def _limiting(self, tools: dict[str, Any]) -> dict[str, Any]:
+        return {name: self.row_images.tool(tool) for name, tool in tools.items()}
+
+    def _calculate_rewards(self, *args, **kwargs):
+        """The gate asks for them: a positive advantage may be rounding."""
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _gated(self, batch: dict[str, Any]) -> list[bool]:
+        """Which of this process's rollouts have a CPL, if they have images."""
+        gated = _loss_mask(batch).any(dim=1).cpu()
+        if self.args.gate_by_advantage:
+            normalize_each = self.args.multi_objective_aggregation == "normalize_then_sum"
+            above = above_group_mean(self._rewards, self.reward_weights, self._group_size, normalize_each)
+            above = above[self.accelerator.process_index * len(gated) :][: len(gated)]
+            gated &= (batch["advantages"] > 0).cpu() & above
+        return gated.tolist()
+
     def _make_views(
         self, inputs: list[dict[str, Any]], batch: dict[str, Any], key: tuple[str, int, int]
     ) -> list[ViewPair | None]:
         """The views of each gated row, `None` for the others. The rollouts of one prompt share theirs."""
-        gated = _loss_mask(batch).any(dim=1)
-        if self.args.gate_by_advantage:
-            gated = gated & (batch["advantages"] > 0) & self._above_group_mean(len(inputs)).to(gated.device)
-        num_images = batch.get("num_images") or [0] * len(inputs)
-        prompts = self._prompts_of_rows(len(inputs))
-        views, by_prompt = [], {}
-        for row, (example, row_gated) in enumerate(zip(inputs, gated.tolist(), strict=True)):
-            column, images, shared = self._images_of_row(row, example)
-            if len(images) != num_images[row] and (shared or num_images[row]):  # TRL drops images of overlong rollouts
-                raise ValueError(
-                    f"{row_name(example, row)} has {len(images)} image(s) in column {column!r}, but its "
-                    f"rollout was scored with {num_images[row]}. Give every row the same columns."
-                )
-            if not row_gated or num_images[row] == 0:
-                views.append(None)
-                continue
-            prompt = prompts[row]
-            if prompt not in by_prompt or not shared:
-                try:
-                    by_prompt[prompt] = self._view_maker(images, *key, prompt)
-                except ValueError as error:
-                    shown = textwrap.shorten(str(example.get("prompt")), 80)
-                    raise ValueError(
-                        f"{row_name(example, row)} (prompt {shown}), column {column!r}, {error}"
-                    ) from error
-            views.append(by_prompt[prompt])
-        return views
-
-    def _above_group_mean(self, num_rows: int) -> torch.Tensor:
-        """Which of this process's rollouts did better than their group, shape `(B,)`: a positive advantage may be rounding."""
-        above = above_group_mean(
-            self._rewards,
-            self.reward_weights,
-            self.num_generations if self.model.training else self.num_generations_eval,
-            normalize_each=self.args.multi_objective_aggregation == "normalize_then_sum",
+        return make_views(
+            lambda images, prompt: self.view_maker(images, *key, prompt),
+            rows=inputs,
+            images=[self._images_of_row(row, example) for row, example in enumerate(inputs)],
+            num_images=batch.get("num_images") or [0] * len(inputs),
+            prompts=self._prompts_of_rows(len(inputs)),
+            gated=self._gated(batch),
         )
-        return above[self.accelerator.process_index * num_rows :][:num_rows]
+
+    def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
+        if self.tools or self.environment_factories is not None:
+            images = (self._rollout_images or {row: None})[row] or []
+            return RolloutImages("images of the rollout", list(images), shared=False)
+        return RolloutImages(*images_of(example), shared=True)
+
+    # The loss of a micro-batch -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _asking(self, request: ScoringRequest) -> Iterator[ScoringRequest]:
+        """While this is open, scorings answer the request."""
+        self._request = request
+        try:
+            yield request
+        finally:
+            self._request = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """L_GRPO + λ · CPL. TRL's loss scores the rollouts, and the views with them."""
+        with self._asking(self._request_of(inputs)) as request:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "prompt_keys" in inputs:
+            self._metrics[self._mode][TOKEN_RATIO].append(self.prefix.token_ratio)
+        self._compare_sampler(inputs, request)
+        if "cpl_views" not in inputs:  # cpl_coef = 0
+            return loss
+        return loss + self._contrastive_perception_loss(inputs, request, loss)
+
+    def _request_of(self, inputs: dict[str, Any]) -> ScoringRequest:
+        prompts = inputs["prompt_keys"].tolist() if "prompt_keys" in inputs else None
+        if "cpl_views" not in inputs:  # cpl_coef = 0
+            return ScoringRequest(prompts)
+        views = inputs["cpl_views"]
+        rows = [row for row, pair in enumerate(views) if pair is not None]
+        masks = _loss_mask(inputs).bool()
+        mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
+        return ScoringRequest(prompts, rows, [views[row] for row in rows], mask)
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        """Of the policy, with the view rows; of the old policy and the reference, which TRL scores in parts."""
+        self.attach_hooks()  # which train and evaluate have done
         score = super()._get_per_token_logps_and_entropies
-        request = self._view_scoring
-        arguments = bind_scoring(model, *args, **kwargs)
-        if request is None:  # anchors only
-            if arguments.get("batch_size"):  # the old policy's or the reference's scoring, which TRL cuts into parts
-                check_image_counts(self._process_views.pixels_by_row, arguments.get("num_images"))
-                return score(**arguments)
-            self._policy_logps, *rest = score(**arguments)
-            return self._policy_logps, *rest
-        num_anchors = arguments["input_ids"].size(0)
-        extended = append_view_rows(arguments, request.rows, request.pairs, self._process_views)
-        if self._prompt_keys is not None:
-            self._prompt_keys = view_keys(self._prompt_keys, request.rows)
-        with self._exact_kl(request, extended) if self.args.cpl_divergence == "kl" else nullcontext():
-            request.logps, request.entropies, *rest = score(**extended)
-        self._policy_logps = request.logps[:num_anchors]
-        return self._policy_logps, request.entropies[:num_anchors], *rest
+        scoring = bind_scoring(model, *args, **kwargs)
+        request = self._request or ScoringRequest()
+        if scoring.get("batch_size"):  # in parts
+            check_image_counts(self.process_views.pixels_by_row, scoring.get("num_images"))
+        extended = append_view_rows(scoring, request.rows, request.pairs, self.process_views)
+        exact = self.args.cpl_divergence == "kl" and request.mask is not None
+        with self._exact_kl(request, extended) if exact else nullcontext():
+            if self.prefix is None or request.prompts is None:
+                logps, entropies, *rest = score(**extended)
+            else:
+                logps, entropies, *rest = self.prefix.score(score, extended, view_keys(request.prompts, request.rows))
+        request.logps, request.entropies = logps, entropies
+        num_anchors = scoring["input_ids"].size(0)
+        return logps[:num_anchors], entropies if entropies is None else entropies[:num_anchors], *rest
 
-    def _exact_kl(self, request: _ViewScoring, scoring: dict[str, Any]) -> AbstractContextManager:
+    def _exact_kl(self, request: ScoringRequest, scoring: dict[str, Any]) -> AbstractContextManager:
         """While this is open, the scoring forward fills in the request's divergences."""
 
         def observe(arguments: tuple, results: tuple) -> None:
-            if self.packing is not None:
-                places = self.packing.scored_positions(len(arguments[0]))
-            else:
+            places = None if self.prefix is None else self.prefix.positions(len(arguments[0]))
+            if places is None:
                 places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
             entropies, device = results[1], request.mask.device
             # With device_map="auto" on several devices the head is not where the batch is.
@@ -345,49 +417,8 @@ class CPPOTrainer(SizedGRPOTrainer):
         )
         return perception_token_mask(*entropies_and_mask, **options)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "cpl_views" not in inputs:  # cpl_coef = 0
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            self._compare_sampler(inputs)
-            return loss
-        rows = [row for row, pair in enumerate(inputs["cpl_views"]) if pair is not None]
-        masks = _loss_mask(inputs).bool()
-        mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
-        request = _ViewScoring(rows, [inputs["cpl_views"][row] for row in rows], mask)
-        self._view_scoring = request
-        try:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        finally:
-            self._view_scoring = None
-        self._compare_sampler(inputs)
-        return loss + self._contrastive_perception_loss(inputs, request, loss)
-
-    def _compare_sampler(self, inputs: dict[str, Any]) -> None:
-        """Once its loss is computed, what a micro-batch says about vLLM, if it was scored by the weights that sampled it."""
-        logps, self._policy_logps = self._policy_logps, None
-        if self._sampler_check is None or not self.model.training or inputs.get("sampling_per_token_logps") is None:
-            return
-        if "old_per_token_logps" in inputs:
-            logps = inputs["old_per_token_logps"]
-        elif logps is None or self.state.global_step != self._last_generation[0]:  # not scored; updated since
-            return
-        sampled = inputs["sampling_per_token_logps"]
-        self._sampler_check.note(logps, sampled, _loss_mask(inputs), inputs.get("num_images"))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._sampler_check is not None and self.model.training:
-            difference = self._sampler_check.settle()
-            if difference is not None and not self._metrics["train"][DIFFERENCE]:
-                self._metrics["train"][DIFFERENCE].append(difference)
-        mode = "train" if self.model.training else "eval"
-        sums = self._cpl_sums[mode].settle()
-        if sums is not None:
-            values = cpl_metrics(sums, self.args.cpl_reduction)
-            self._metrics[mode].update({name: [value] for name, value in values.items()})
-        super().log(logs, start_time)
-
     def _contrastive_perception_loss(
-        self, inputs: dict[str, Any], request: _ViewScoring, policy_loss: torch.Tensor
+        self, inputs: dict[str, Any], request: ScoringRequest, policy_loss: torch.Tensor
     ) -> torch.Tensor:
         """The micro-batch's share of λ · CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
         scores = split_scores(request.logps, request.entropies, request.rows)
@@ -398,15 +429,15 @@ class CPPOTrainer(SizedGRPOTrainer):
         selected, divergences = request.selected, request.divergences
         self._keep_selection(inputs, request.rows, selected)
         loss = divergence_contrast(*divergences, self.args.cpl_temperature)
-        share = told = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
+        share = at_logps = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
         if exact:  # it comes from hidden states: what it does to the log-probs is told by its estimate
             estimates = sampled_divergences(scores.logps, selected, "k3")
             estimate = divergence_contrast(*estimates, self.args.cpl_temperature)
-            told = self.args.cpl_coef * self._share_of_window(inputs, estimate, selected)
+            at_logps = self.args.cpl_coef * self._share_of_window(inputs, estimate, selected)
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
-        squares = squared_gradients((policy_loss, told), request.logps)
+        squares = squared_gradients((policy_loss, at_logps), request.logps)
         totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
-        self._cpl_sums["train" if self.model.training else "eval"].add(totals)
+        self._cpl_sums[self._mode].add(totals)
         return self._bounded(share, *totals[-2:].sqrt().tolist())
 
     def _bounded(self, share: torch.Tensor, policy_norm: float, share_norm: float) -> torch.Tensor:
@@ -427,3 +458,35 @@ class CPPOTrainer(SizedGRPOTrainer):
         if self.model.training:
             num_gated = num_gated * steps / self.args.steps_per_generation
         return masked_mean(loss, selected, dim=1).sum() / num_gated
+
+    def _compare_sampler(self, inputs: dict[str, Any], request: ScoringRequest) -> None:
+        """Once its loss is computed, what a micro-batch says about vLLM, if it was scored by the weights that sampled it."""
+        if self._sampler_check is None or not self.model.training or inputs.get("sampling_per_token_logps") is None:
+            return
+        if "old_per_token_logps" in inputs:
+            logps = inputs["old_per_token_logps"]
+        elif request.logps is None or self.state.global_step != self._last_generation[0]:  # not scored; updated since
+            return
+        else:
+            logps = request.logps[: len(inputs["completion_ids"])]
+        sampled = inputs["sampling_per_token_logps"]
+        self._sampler_check.note(logps, sampled, _loss_mask(inputs), inputs.get("num_images"))
+
+    # What is told ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._sampler_check is not None and self.model.training:
+            difference = self._sampler_check.settle()
+            if difference is not None and not self._metrics["train"][DIFFERENCE]:
+                self._metrics["train"][DIFFERENCE].append(difference)
+        sums = self._cpl_sums[self._mode].settle()
+        if sums is not None:
+            values = cpl_metrics(sums, self.args.cpl_reduction)
+            self._metrics[self._mode].update({name: [value] for name, value in values.items()})
+        if self.prefix is not None:
+            self.prefix.warn_if_unused()
+        super().log(logs, start_time)

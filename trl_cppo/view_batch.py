@@ -6,12 +6,15 @@
 information-removing rows.
 """
 
+import functools
+import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import trl.trainer.grpo_trainer as grpo_module
 from PIL import Image
 
 from .families import ViewProcessor
@@ -59,6 +62,12 @@ def split_scores(logps: torch.Tensor, entropies: torch.Tensor, rows: list[int]) 
     anchor, preserved, removed = logps.split(sizes)
     anchor_entropies, _, removed_entropies = entropies.detach().split(sizes)
     return ViewScores((anchor[index], preserved, removed), anchor_entropies[index], removed_entropies)
+
+
+def bind_scoring(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of `GRPOTrainer._get_per_token_logps_and_entropies` by name."""
+    score = functools.partial(grpo_module.GRPOTrainer._get_per_token_logps_and_entropies, None)
+    return inspect.signature(score).bind(*args, **kwargs).arguments
 
 
 def given_arguments(scoring: dict[str, Any]) -> set[str]:

@@ -182,9 +182,9 @@ class Scorer:
             )
         self._trainer.model.eval()
         self._view_maker = _NamingViewMaker(
-            self._trainer._view_maker, args.information_preserving, args.information_removing
+            self._trainer.view_maker, args.information_preserving, args.information_removing
         )
-        self._trainer._view_maker = self._view_maker
+        self._trainer.view_maker = self._view_maker
         self.tokenizer = self._trainer._tokenizer
         self._token_texts = TokenTexts(self.tokenizer)
 
