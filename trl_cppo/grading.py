@@ -99,6 +99,21 @@ def final_answer(solution: str) -> str:
     return answer
 
 
+def check_solution(solution: str) -> None:
+    """
+    Check that a completion can be right: with [`final_answer`], and that there is something to compare.
+
+    Raises:
+        `TypeError`: if the solution is not a string.
+        `ValueError`: if it is reasoning without an answer, or an answer in which nothing is written.
+    """
+    if not normalise(without_lead_in(normalise(final_answer(solution)))):
+        raise ValueError(
+            f"column 'solution': {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
+            "the row out."
+        )
+
+
 def without_lead_in(text: str) -> str:
     """An answer without words such as "The correct answer is" in front, and then without its full stop."""
     lead_in = _LEAD_IN.match(text)
@@ -198,6 +213,11 @@ def _equal_relations(gold: str, answer: str, equal: Callable[[str, str], bool]) 
         return bool(gold and answer) and _equal_quantities(gold, answer, equal)
     if bool(signs) != bool(other_signs) and not _SET.search(answer if signs else gold):
         return False
+    if "=" in answer and "=" not in gold:  # of which math-verify sees the last side alone: 7 = 5
+        *sides, _ = (side.strip() for side in answer.split("="))
+        numbers = [side for side in sides if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side))]
+        if not all(_equal_quantities(gold, number, equal) for number in numbers):
+            return False
     return _equal_quantities(gold, answer, equal)
 
 

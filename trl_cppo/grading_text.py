@@ -58,7 +58,7 @@ def normalise(text: str) -> str:
     and a full stop at the end.
     """
     text = _as_latex(text)
-    for old, new in [("\\%", "%"), ("{,}", ",")]:
+    for old, new in [("\\%", "%"), ("{,}", ","), ("<=", "\\leq "), (">=", "\\geq "), ("!=", "\\neq ")]:
         text = text.replace(old, new)
     text = re.sub(r"(?<!\\)\$(\^[^$]{1,5})\$", r"\1", text).replace("\\$", "$")  # cm$^2$
     text = re.sub(r"\\(?:left|right)(?![a-z])", "", text)

@@ -11,7 +11,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 NO_UNITS = {
     *MAGNITUDES, *(f"{word}s" for word in MAGNITUDES), *NUMBERS,
     *"sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt pi mod gcd lcm".split(),
-    *"and or to than more less times over by plus minus not if unless except dozen dozens score gross".split(),
+    *"and or to than more less times over by plus minus not if unless except fewer negative below dozen dozens score gross".split(),
     *"squared cubed factorial choose root half halves third thirds quarter quarters fourth fourths fifth fifths".split(),
     *"tenth tenths hundredth hundredths thousandth thousandths angle triangle".split(),
 }  # fmt: skip
