@@ -40,7 +40,6 @@ _GENOTYPE = re.compile(r"(?:([A-Z])\1)+", re.IGNORECASE)
 _SEQUENCE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|[A-Z](?:-[A-Z]){2,}|[A-Z](?: ?(?:→|->) ?[A-Z])+")
 _LABEL = re.compile(r"^(?:[A-Z] ?(?=\([^()]*,[^()]*\)$)|[A-Za-z ]{4,}= ?(?=[^=]+$))")
 _RELATION = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![a-z])")
-_SET = re.compile(r"^[\[(].*[\])]$|\\cup|\\emptyset", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
@@ -203,7 +202,7 @@ def _without_label(gold: str, answer: str) -> tuple[str, str]:
 
 
 def _equal_relations(gold: str, answer: str, equal: Callable[[str, str], bool]) -> bool:
-    r"""Relation signs decide before math-verify, which finds the 5 alone in `\geq 5`."""
+    r"""`\geq 5`, which math-verify does not read, by its sign; and what stands before the last `=`."""
     signs, other_signs = _RELATION.findall(gold), _RELATION.findall(answer)
     if signs and other_signs and (_RELATION.match(gold) or _RELATION.match(answer)):  # one says no variable
         gold, answer = (re.sub(rf"^[A-Za-z] ?(?={_RELATION.pattern})", "", text) for text in (gold, answer))
@@ -211,8 +210,6 @@ def _equal_relations(gold: str, answer: str, equal: Callable[[str, str], bool]) 
             return False
         gold, answer = (_RELATION.sub("", text).strip() for text in (gold, answer))
         return bool(gold and answer) and _equal_quantities(gold, answer, equal)
-    if bool(signs) != bool(other_signs) and not _SET.search(answer if signs else gold):
-        return False
     if "=" in answer and "=" not in gold:  # of which math-verify sees the last side alone: 7 = 5
         *sides, _ = (side.strip() for side in answer.split("="))
         numbers = [side for side in sides if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side))]
