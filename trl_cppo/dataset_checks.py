@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 from trl import prepare_multimodal_messages
 
 from .data.layouts import ANSWERS, QUESTIONS, find_layout
-from .grading import final_answer
+from .grading import check_solution
 
 ROW_NAME = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: what errors call the row
 
@@ -133,7 +133,7 @@ def check_solutions(dataset: Any, name: str) -> None:
         return
     for index, row in enumerate(dataset.select_columns(["solution"])):
         try:
-            final_answer(row["solution"])
+            check_solution(row["solution"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"Row {index} of {name}, {error}") from error
 
