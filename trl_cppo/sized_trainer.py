@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from .families import rgb_reader
+from .families import ViewProcessor
 from .packed_trainer import SharedPrefixGRPOTrainer
 from .prompt_lengths import report_prompt_lengths
 from .row_images import RowImages
@@ -21,7 +21,8 @@ class SizedGRPOTrainer(SharedPrefixGRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         limits = self.args.max_pixels, self.args.min_pixels
-        self.row_images = RowImages(*limits, rgb_reader(self.model), load_paths=self.use_vllm)
+        self._process_views = views = ViewProcessor(self.model, self.processing_class)
+        self.row_images = RowImages(*limits, views.to_rgb, load_paths=self.use_vllm, convert=not views.converts)
 
     def train(self, *args, **kwargs):
         if self.is_world_process_zero():

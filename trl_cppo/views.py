@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from transformers.image_utils import load_image
 
 View = Callable[[Image.Image, torch.Generator], Image.Image]
 
@@ -66,11 +67,40 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image.load()
             return image
         if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+            above = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), above)
+            if "exif" in above.info:
+                image.info["exif"] = above.info["exif"]
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an RGB image (mode {image.mode}, size {image.size}): {error}") from error
+
+
+def load_path(path: str) -> Image.Image:
+    """The file or URL in mode RGB as processors read it: upright, transparency dropped, also that of a declared colour."""
+    image = load_image(path)
+    image.info.pop("transparency", None)
+    return image
+
+
+def read_rgb(image: Image.Image | str) -> Image.Image:
+    """[`to_rgb`] of an image, [`load_path`] of a path or URL."""
+    return load_path(image) if isinstance(image, str) else to_rgb(image)
+
+
+def to_unconverted_rgb(image: Image.Image) -> Image.Image:
+    """
+    The same for a processor that converts nothing (`do_convert_rgb` off): it sees an RGB image without the transparent
+    colour that a file may declare. Other modes, which it refuses, are to be made RGB before it gets them.
+
+    Raises:
+        `ValueError`: if Pillow cannot decode or convert the image.
+    """
+    if image.mode != "RGB" or "transparency" not in image.info:
+        return to_rgb(image)
+    image = image.copy()
+    del image.info["transparency"]
+    return image
 
 
 def apply_view(view: View, image: Image.Image, generator: torch.Generator) -> Image.Image:
