@@ -167,6 +167,15 @@ def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> Non
         )
 
 
+def placeholder_texts(model: PreTrainedModel, processor: ProcessorMixin) -> list[str]:
+    """The texts that a prompt must not hold but where the processor puts them: they stand for images, videos and sounds."""
+    tokenizer = processor.tokenizer
+    tokens = tokenizer.convert_ids_to_tokens(placeholder_ids(model))
+    # A configuration may name the token of a kind that its tokenizer has not, and another word in its place.
+    own = [token for token in tokens if token in tokenizer.get_added_vocab()]
+    return sorted({*processor.all_special_multimodal_tokens, *own})
+
+
 def placeholder_ids(model: PreTrainedModel) -> list[int]:
     """The token ids that stand for image, video and audio features in a prompt, and must not be sampled."""
     config = model.config.to_dict()
