@@ -67,8 +67,10 @@ def check_prompts(dataset: Any, name: str, placeholders: Collection[str]) -> Non
     Raises:
         `ValueError`: in one line that names row and column and says what to do.
     """
-    for start, column in _prompt_columns(dataset):
-        if not _is_suspicious(column, sorted(placeholders)):
+    if not any(_holds_fault(column, placeholders) for column in _stored_prompts(dataset)):
+        return
+    for start, column in _prompts_in_order(dataset):
+        if not _is_suspicious(column, placeholders):
             continue
         prompts = column.to_pylist()  # images stay bytes
         if _has_extension(column):
@@ -84,7 +86,9 @@ def has_image_in_a_prompt(dataset: Dataset) -> bool:
     """Whether some prompt holds an image among its parts, or nobody can tell, as the data set has a transform."""
     if not can_be_looked_into(dataset):
         return True
-    return any(_holds_image(column) or _has_extension(column) for _, column in _prompt_columns(dataset))
+    if not any(_holds_image(column) for column in _stored_prompts(dataset)):
+        return False
+    return any(_holds_image(column) for _, column in _prompts_in_order(dataset))
 
 
 def can_be_looked_into(dataset: Any) -> bool:
@@ -92,10 +96,18 @@ def can_be_looked_into(dataset: Any) -> bool:
     return isinstance(dataset, Dataset) and dataset.format["type"] != "custom"
 
 
-def _prompt_columns(dataset: Any) -> Iterator[tuple[int, pyarrow.Array]]:
-    """The stored prompts, batch by batch, with the place of the first one."""
-    if not can_be_looked_into(dataset) or "prompt" not in dataset.column_names:
-        return
+def _stored_prompts(dataset: Any) -> Iterator[pyarrow.Array]:
+    """
+    All prompts that are stored, also those of rows that were filtered out, in any order: a hundred times as fast as in
+    the order of a data set that was shuffled.
+    """
+    if can_be_looked_into(dataset) and "prompt" in dataset.column_names:
+        for chunk in dataset.data.column("prompt").chunks:
+            yield from (chunk.slice(start, _BATCH) for start in range(0, len(chunk), _BATCH))
+
+
+def _prompts_in_order(dataset: Dataset) -> Iterator[tuple[int, pyarrow.Array]]:
+    """The prompts of the rows, batch by batch, with the place of the first one."""
     table = dataset.select_columns(["prompt"]).with_format("arrow")
     for start in range(0, len(table), _BATCH):
         for chunk in table[start : start + _BATCH]["prompt"].chunks:
@@ -115,7 +127,15 @@ def _arrays(array: pyarrow.Array, name: str = "prompt") -> Iterator[tuple[str, p
                 yield from _arrays(values, field)
 
 
-def _is_suspicious(column: pyarrow.Array, placeholders: list[str]) -> bool:
+def _holds_fault(column: pyarrow.Array, placeholders: Collection[str]) -> bool:
+    if not _is_suspicious(column, placeholders):
+        return False
+    if _has_extension(column):
+        return True
+    return any(prompt_fault(prompt, placeholders) is not None for prompt in column.to_pylist())
+
+
+def _is_suspicious(column: pyarrow.Array, placeholders: Collection[str]) -> bool:
     """Whether a prompt may be at fault: quick, and never wrongly `False`."""
     for name, array in _arrays(column):
         if name in ("prompt", "content") and array.null_count or isinstance(array, pyarrow.ExtensionArray):
@@ -138,4 +158,6 @@ def _has_extension(column: pyarrow.Array) -> bool:
 
 
 def _holds_image(column: pyarrow.Array) -> bool:
-    return any(name == "image" and array.null_count < len(array) for name, array in _arrays(column))
+    """Whether there is an image, or may be one in JSON."""
+    images = (array for name, array in _arrays(column) if name == "image")
+    return _has_extension(column) or any(array.null_count < len(array) for array in images)
