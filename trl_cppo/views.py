@@ -6,6 +6,7 @@ A view is a callable `(PIL.Image.Image, torch.Generator) -> PIL.Image.Image`. It
 same size, and draws every random number from the generator it is given: no global random state is read or written.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -27,17 +28,26 @@ def register_view(name: str) -> Callable[[View], View]:
     Decorator that registers a view under a name, so that `CPPOConfig.information_preserving` and
     `CPPOConfig.information_removing` can list it.
 
+    The same view defined anew, as by a notebook's cell that is run again, takes the place of the first; trainers that were
+    made before keep theirs.
+
     Raises:
-        `ValueError`: if the name is taken.
+        `ValueError`: if another view has the name.
     """
 
     def register(view: View) -> View:
-        if name in _VIEWS:
-            raise ValueError(f"A view named {name!r} is registered already: {_VIEWS[name]}.")
+        if name in _VIEWS and _origin(_VIEWS[name]) != _origin(view):
+            raise ValueError(f"A view named {name!r} is registered already: {_VIEWS[name]}. Choose another name.")
         _VIEWS[name] = view
         return view
 
     return register
+
+
+def _origin(view: View) -> tuple[str, str]:
+    """The module and the name that a view was defined by: a function's, or of the class of another callable."""
+    definition = view if inspect.isfunction(view) else type(view)
+    return definition.__module__, definition.__qualname__
 
 
 def get_view(name: str) -> View:
