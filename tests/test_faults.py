@@ -370,6 +370,15 @@ def test_rows_without_a_prompt_are_not_blamed_for_it():
     assert find_row_fault([{"environment": "a game"}], image_processor) is None
 
 
+def test_a_row_of_a_data_set_carries_its_number_and_is_called_by_it():
+    [first, second] = LocatedRows(Dataset.from_dict({"x": range(9)}), "Row 3 of mine").__getitems__([7, 0])
+    assert (first[ROW_PLACE].row, second[ROW_PLACE].row) == (7, 0)
+    assert (
+        row_names([first, second, {}])
+        == "Row 7 of Row 3 of mine; Row 0 of Row 3 of mine; Row 2 of the generation batch"
+    )
+
+
 def test_names_of_a_large_batch_are_cut_short():
     names = row_names([{ROW_PLACE: RowPlace(i // 2, "mine")} for i in range(40)], limit=3)
     assert names == "Row 0 of mine; Row 1 of mine; Row 2 of mine; and 17 more"
