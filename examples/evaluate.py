@@ -61,7 +61,7 @@ from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
-from trl_cppo.families import rgb_reader
+from trl_cppo.families import converts_to_rgb, rgb_reader
 from trl_cppo.image_size import check_limits
 from trl_cppo.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
 from trl_cppo.rewards import boxed_accuracy_reward
@@ -228,7 +228,8 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"num_rows": len(dataset), "max_completion_length": length, "reward": reward_name}
     settings["weights"] = weights_hash(model)
-    row_images = RowImages(args.max_pixels, args.min_pixels, rgb_reader(model))
+    limits, convert = (args.max_pixels, args.min_pixels), not converts_to_rgb(processor)
+    row_images = RowImages(*limits, rgb_reader(processor), convert=convert)
     output, rows = output_path(args), LocatedRows(dataset, name)
     records = Records(output, settings, state.process_index)
     if state.is_main_process:

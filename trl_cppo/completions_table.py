@@ -5,14 +5,13 @@
 `B` rows of a batch on one process, `N` gated rows among them, `T` completion tokens.
 """
 
-import re
 from collections import deque
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 
-from .dataset_checks import ROW_NAME
+from .dataset_checks import ROW_PLACE
 from .token_text import TokenTexts
 from .upstream import RepairedGRPOTrainer
 
@@ -41,7 +40,8 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
         if not self.log_completions or self.args.cpl_coef == 0:
             return super()._generate_and_score_completions(inputs)
         # TRL gathers these with the rollouts, so that columns and rows of the table stay together.
-        self._log_completion_extra(DATASET_ROW, [_dataset_row(example) for example in inputs])
+        places = [example.get(ROW_PLACE) for example in inputs]
+        self._log_completion_extra(DATASET_ROW, [None if place is None else place.row for place in places])
         self._log_completion_extra(PERCEPTION_TOKENS, [None] * len(inputs))
         batch = super()._generate_and_score_completions(inputs)
         first = self._num_tabled + self.accelerator.process_index * len(inputs)
@@ -108,8 +108,3 @@ def _as_text(content: Any) -> Any:
     if not isinstance(content, list):
         return content
     return "".join(part["text"] if part["type"] == "text" else f"[{part['type'].upper()}]" for part in content)
-
-
-def _dataset_row(example: dict[str, Any]) -> int | None:
-    found = re.match(r"Row (\d+) of ", example.get(ROW_NAME, ""))
-    return int(found[1]) if found else None

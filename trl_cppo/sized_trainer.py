@@ -4,8 +4,9 @@
 
 from typing import Any
 
-from .families import rgb_reader
+from .families import ViewProcessor, placeholder_texts
 from .packed_trainer import SharedPrefixGRPOTrainer
+from .prompt_checks import check_prompts
 from .prompt_lengths import report_prompt_lengths
 from .row_images import RowImages
 
@@ -21,9 +22,17 @@ class SizedGRPOTrainer(SharedPrefixGRPOTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         limits = self.args.max_pixels, self.args.min_pixels
-        self.row_images = RowImages(*limits, rgb_reader(self.model), load_paths=self.use_vllm)
+        self._process_views = views = ViewProcessor(self.model, self.processing_class)
+        self.row_images = RowImages(*limits, views.to_rgb, load_paths=self.use_vllm, convert=not views.converts)
 
     def train(self, *args, **kwargs):
+        # On every process: one that stopped alone would leave the others waiting for it.
+        datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        named = {
+            f"the evaluation data set {key!r}" if key else "the evaluation data set": datasets[key] for key in datasets
+        }
+        for name, dataset in {"the training data set": self.train_dataset, **named}.items():
+            check_prompts(dataset, name, placeholder_texts(self.model, self.processing_class))
         if self.is_world_process_zero():
             report_prompt_lengths(self)
         return super().train(*args, **kwargs)

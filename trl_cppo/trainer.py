@@ -19,7 +19,7 @@ from trl.trainer.utils import get_config_model_id
 
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of, row_name
-from .families import ViewProcessor, check_image_counts, placeholder_ids
+from .families import check_image_counts, placeholder_ids
 from .fused_head import kl_to_views, observed_head, scored_positions
 from .gate import above_group_mean
 from .losses import (
@@ -189,12 +189,11 @@ class CPPOTrainer(SizedGRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
-        self._process_views = ViewProcessor(self.model, self.processing_class)
         self._view_maker = ViewMaker(
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
             seed=args.seed,
-            to_rgb=self._process_views.to_rgb,
+            read=self._process_views.to_rgb,
         )
         self._view_scoring: _ViewScoring | None = None
         self._rewards = torch.empty(0)  # of the last generation batch, of all processes

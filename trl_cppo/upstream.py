@@ -18,7 +18,8 @@ from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
-from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
+from .dataset_checks import ROW_PLACE, LocatedRows, find_row_fault, images_of, may_be_a_rows_fault, row_names
+from .families import placeholder_texts
 from .image_row import ImagelessForwards
 from .trl_contract import check_trainer, check_trl
 from .upstream_vllm import repaired_vllm
@@ -46,6 +47,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
             logger.warning("The processing class pads on the right; set to the left, on which prompts must be padded.")
             self._tokenizer.padding_side = "left"
         self._rollout_images: list[list[Any] | None] | None = None
+        self._rows_are_suspected = True
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         self._model_hooks = [imageless]  # each with `attach(model)` and `detach()`
@@ -106,10 +108,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # Nor do the errors of TRL's prompts, of image processors and of rewards.
-        rows = [{key: value for key, value in example.items() if key != ROW_NAME} for example in inputs]
+        rows = [{key: value for key, value in example.items() if key != ROW_PLACE} for example in inputs]
         # And TRL gathers the images of those processes alone that have some, so that one without any hangs.
         log_images = self.log_multimodal and self.accelerator.num_processes > 1
         self.log_multimodal = self.log_multimodal and not log_images
+        self._rows_are_suspected = True
         try:
             given = (
                 rows if self.environment_factories is not None else _hide_missing_images(rows)
@@ -120,13 +123,19 @@ class RepairedGRPOTrainer(GRPOTrainer):
                 self._logs["images"].extend(gather_object([row_images or [] for row_images in images]))
             return batch
         except Exception as error:
-            fault = find_image_fault(inputs, self.processing_class.image_processor)
+            fault = self._find_row_fault(inputs) if may_be_a_rows_fault(error) else None
             if fault is not None:
                 raise ValueError(fault) from error
             error.add_note(f"While generating and scoring: {row_names(inputs)}. Columns: {', '.join(rows[0])}.")
             raise
         finally:
             self.log_multimodal = self.log_multimodal or log_images
+
+    def _find_row_fault(self, inputs: list[dict[str, Any]]) -> str | None:
+        if not self._rows_are_suspected:  # a reward's error: no image needs to be decoded again
+            return None
+        placeholders = placeholder_texts(self.model, self.processing_class)
+        return find_row_fault(inputs, self.processing_class.image_processor, placeholders)
 
     def _generate(self, prompts: list[Any]):
         output = super()._generate(prompts)
@@ -145,6 +154,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
+        self._rows_are_suspected = False  # their prompts and images went through the processor
         return super()._calculate_rewards(_as_given(inputs), *args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]):

@@ -11,8 +11,8 @@ from typing import Any
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl import prepare_multimodal_messages
 
-from ..dataset_checks import find_image_fault, images_of, row_name, row_names
-from ..families import placeholder_ids
+from ..dataset_checks import find_row_fault, images_of, may_be_a_rows_fault, row_name, row_names
+from ..families import placeholder_ids, placeholder_texts
 from .sampling import draw_uniforms, sampling_processors
 
 
@@ -88,7 +88,10 @@ class CompletionGenerator:
         try:
             return self._apply_chat_template([build_prompt(example) for example in examples])
         except Exception as error:
-            fault = find_image_fault(examples, self._processor.image_processor)
+            if not may_be_a_rows_fault(error):
+                raise
+            placeholders = placeholder_texts(self._model, self._processor)
+            fault = find_row_fault(examples, self._processor.image_processor, placeholders)
             fault = fault or f"{row_names(examples)} cannot be turned into model inputs: {error}"
             raise ValueError(fault) from error
 

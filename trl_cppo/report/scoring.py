@@ -79,7 +79,7 @@ class _NamingViewMaker:
         self._drawn: list[str] = []
         views = [*zip(preserving, maker.preserving, strict=True), *zip(removing, maker.removing, strict=True)]
         noting = [self._noting(name, view) for name, view in views]
-        self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.to_rgb)
+        self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.read)
         self.row_numbers: list[int] = []
         self.made: dict[int, NamedViews] = {}  # by the row's place in the batch
 
