@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from transformers import TrainerCallback
@@ -24,6 +25,7 @@ from trl.trainer.utils import get_callable_name
 
 from .card_results import TASK, embedded_results, evaluation_results, merge_results, results_section
 from .card_sources import BaseModel, find_base_model, hub_dataset
+from .families import rgb_reader
 from .image_size import limit_pixels
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .plotting import metric_history, plot_training
@@ -58,6 +60,17 @@ class CardExample:
     question: str
 
 
+def set_aside_unreadable(path: Path) -> None:
+    """Rename a card that cannot be parsed: PEFT reads the one in a folder before it writes weights there, and stops at it."""
+    try:
+        if path.is_file():
+            ModelCard.load(path)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.replace(aside)
+        logger.warning(f"{path} cannot be read and is now {aside}: {one_line(str(error))}")
+
+
 def write_card(
     trainer: "CPPOTrainer",
     model_name: str | None = None,
@@ -90,8 +103,8 @@ def write_card(
     if results:
         data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
-        limits = trainer.args.max_pixels, trainer.args.min_pixels
-        image = limit_pixels(trainer.card_example.image, *limits).copy()  # as the model was trained
+        limits, to_rgb = (trainer.args.max_pixels, trainer.args.min_pixels), rgb_reader(trainer.model)
+        image = to_rgb(limit_pixels(trainer.card_example.image, *limits, to_rgb)).copy()  # as the model sees it
         image.info = {}  # nothing of the camera and the place
         image.save(folder / EXAMPLE_IMAGE)
     card = ModelCard.from_template(
