@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 from transformers import TrainerCallback
@@ -58,17 +57,6 @@ class CardExample:
 
     image: Image.Image
     question: str
-
-
-def set_aside_unreadable(path: Path) -> None:
-    """Rename a card that cannot be parsed: PEFT reads the one in a folder before it writes weights there, and stops at it."""
-    try:
-        if path.is_file():
-            ModelCard.load(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        aside = path.with_name(f"{path.name}.unreadable")
-        path.replace(aside)
-        logger.warning(f"{path} cannot be read and is now {aside}: {one_line(str(error))}")
 
 
 def write_card(
