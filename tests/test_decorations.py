@@ -184,13 +184,13 @@ def test_an_upload_that_fails_is_told_and_the_run_goes_on(tmp_path, monkeypatch,
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     trainer = make(tmp_path, push_to_hub=True, hub_model_id="out", hub_strategy="all_checkpoints")
     trainer.train()
-    told = [record.getMessage() for record in caplog.records if "Failed:" in record.getMessage()]
-    # Each once: in the background two a checkpoint, the folder's and the checkpoint's own.
-    assert len(told) == (4 if later else 2) and all("upload" in text and "not today" in text for text in told), told
     assert_whole(trainer, tmp_path)
     with pytest.raises(Broken):
         trainer.push_to_hub()
     load_model(tmp_path)  # which was written first
+    told = [record.getMessage() for record in caplog.records if "Failed:" in record.getMessage()]
+    # Each once: in the background two a checkpoint, the folder's and the checkpoint's own.
+    assert len(told) == (4 if later else 2) and all("upload" in text and "not today" in text for text in told), told
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
