@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
@@ -75,11 +76,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         """Say what a checkpoint does not hold besides weights, which Trainer passes over in silence. A collective operation."""
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no checkpoint {folder}.")
-        if self.is_deepspeed_enabled and not any(folder.glob("global_step*")):
-            raise ValueError(
-                f"{folder} holds no state of DeepSpeed (save_only_model), which resumes from nothing else. To train its "
-                "weights on from step 0, pass the folder as the model."
-            )
+        self._check_shards(folder)
         missing = _missing_state(folder, self.args.process_index, self.args.world_size, self.is_deepspeed_enabled)
         if self.accelerator.num_processes > 1:  # each has a state of its own
             missing = list(dict.fromkeys(gather_object(missing)))
@@ -149,6 +146,20 @@ class RepairedGRPOTrainer(GRPOTrainer):
         prompt_ids, multimodal_fields = _unpadded(prompt_ids, multimodal_fields, self._tokenizer.pad_token_id)
         return prompt_ids, images, multimodal_fields
 
+    def _check_shards(self, folder: Path) -> None:
+        """Before anything is read: where one process alone does not find its part, the others wait for it."""
+        if self.is_deepspeed_enabled:
+            backend, shards = "DeepSpeed", "global_step*"
+        elif self.is_fsdp_enabled:
+            backend, shards = "FSDP", f"{FSDP_MODEL_NAME}*"
+        else:
+            return
+        if not any(folder.glob(shards)):
+            raise ValueError(
+                f"{folder} holds no state of {backend} (save_only_model), which reads nothing else back. To train its weights "
+                "on from step 0, pass the folder as the model."
+            )
+
     def _prepare_for_training(self, *args, **kwargs):
         with checked_loading(self.model):  # of DeepSpeed's and FSDP's checkpoints, leniently where there are adapters
             return super()._prepare_for_training(*args, **kwargs)
@@ -161,6 +172,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self._check_shards(Path(self.state.best_model_checkpoint))
             with checked_loading(self.model):
                 super()._load_best_model()
         else:

@@ -122,7 +122,7 @@ def main() -> None:
     for name, copy in copies.items():
         results[f"resumed without {name}"] = outcome(lambda copy=copy: resumed(run, folder, copy), expected)
     forget_backend()
-    if dist.get_rank() == 0 and (checkpoint / "config.json").exists():
+    if dist.get_rank() == 0 and (checkpoint / "model.safetensors").exists():
         results["evaluation"] = outcome(lambda: dict(load_model(checkpoint).named_parameters()), expected)
     if dist.get_rank() == 0:
         results["adapters"] = is_peft_model(trainer.model)

@@ -19,7 +19,8 @@ PROGRAM = Path(__file__).parent / "reading.py"
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("backend", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
 def test_sharded_checkpoints_are_read_back_as_they_were_written(tmp_path, deepspeed_ops, backend, lora):
-    run = {"name": "read", "backend": backend, "save": True, "lora": lora}
+    # Under FSDP2, torch does not read back an optimizer without any state ("Expected device to be set"), as SGD's here.
+    run = {"name": "read", "backend": backend, "save": True, "lora": lora, "optim": "adamw_torch"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(PROGRAM)]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(deepspeed_ops)}
     with (tmp_path / "output.txt").open("w") as output:
@@ -29,9 +30,8 @@ def test_sharded_checkpoints_are_read_back_as_they_were_written(tmp_path, deepsp
     assert done.returncode == 0, (tmp_path / "output.txt").read_text()[-4000:]
     results = json.loads((tmp_path / "reading.json").read_text())
     assert results.pop("adapters") == lora and "differ" in results.pop("moved")
-    ways = {"best", "resumed"} | ({"evaluation"} if not lora and backend != "fsdp2" else set())
+    ways = {"best", "resumed"} | ({"evaluation"} if not lora and backend != "zero3" else set())
     assert {name: results.pop(name) for name in ways} == dict.fromkeys(ways, "same")
-    print(results)
     if backend == "ddp":  # whose weights are all there without the rest
         assert set(results.values()) == {"same"}, results
         assert "training goes on with its weights" in (tmp_path / "output.txt").read_text()
