@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
+from trl_cppo import weights
 from trl_cppo.card_results import add_evaluation
 from trl_cppo.config import as_in_training
 from trl_cppo.dataset_checks import LocatedRows
@@ -170,13 +170,9 @@ def load_model(args: EvaluationArguments, device: torch.device) -> tuple[PreTrai
         from trl_cppo import digits
 
         source = str(digits.warm_start(seed=0))
-    adapter = Path(source) / "adapter_config.json"
-    if adapter.is_file() and find_spec("peft") is None:
-        raise ImportError(f'{source} holds an adapter, which needs peft: pip install "trl-cppo[peft]".')
     options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=args.dtype, attn_implementation=args.attn_implementation, **options
-    )
+    model = weights.load_model(source, args.dtype, attn_implementation=args.attn_implementation, **options)
+    adapter = Path(source) / "adapter_config.json"
     has_processor = any(
         (Path(source) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
     )

@@ -6,6 +6,8 @@
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from accelerate.utils import gather_object
 
 from .dataset_checks import ROW_PLACE
 from .token_text import TokenTexts
-from .upstream import RepairedGRPOTrainer
+from .upstream import RepairedGRPOTrainer, decorating
 
 PERCEPTION_TOKENS = "perception_tokens"
 DATASET_ROW = "dataset_row"
@@ -67,11 +69,28 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
             self._selections[inputs[_TABLE_ROW][row]] = (ids, row_selected[: lengths[row]])
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if self.log_completions:
-            if self.args.cpl_coef != 0:
-                self._fill_table()
+        if not self.log_completions:
+            super().log(logs, *args, **kwargs)
+            return
+        if self.args.cpl_coef != 0:
+            self._fill_table()
+        with decorating("the table of completions"):
             _even_contents(self._logs["prompt"], always="wandb" in self.args.report_to)
-        super().log(logs, *args, **kwargs)
+        with self._table_may_fail():
+            super().log(logs, *args, **kwargs)
+
+    @contextmanager
+    def _table_may_fail(self) -> Iterator[None]:
+        """TRL logs metrics, then writes and prints the table, in one method: errors of the latter alone are a warning."""
+        before = len(self.state.log_history)
+        mode = "train" if self.model.training else "eval"
+        try:
+            yield
+        except Exception:
+            if len(self.state.log_history) == before or self._metrics[mode]:  # which TRL empties in between
+                raise
+            with decorating("the table of completions"):
+                raise
 
     def _forget_old_rows(self) -> None:
         oldest = self._num_tabled - len(self._logs["advantages"])  # the table keeps the latest rows

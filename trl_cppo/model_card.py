@@ -24,6 +24,7 @@ from trl.trainer.utils import get_callable_name
 
 from .card_results import TASK, embedded_results, evaluation_results, merge_results, results_section
 from .card_sources import BaseModel, find_base_model, hub_dataset
+from .families import rgb_reader
 from .image_size import limit_pixels
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .plotting import metric_history, plot_training
@@ -90,8 +91,8 @@ def write_card(
     if results:
         data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
-        limits = trainer.args.max_pixels, trainer.args.min_pixels
-        image = limit_pixels(trainer.card_example.image, *limits).copy()  # as the model was trained
+        limits, to_rgb = (trainer.args.max_pixels, trainer.args.min_pixels), rgb_reader(trainer.model)
+        image = to_rgb(limit_pixels(trainer.card_example.image, *limits, to_rgb)).copy()  # as the model sees it
         image.info = {}  # nothing of the camera and the place
         image.save(folder / EXAMPLE_IMAGE)
     card = ModelCard.from_template(

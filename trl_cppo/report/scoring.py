@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..config import CPPOConfig
 from ..losses import token_scores
@@ -24,6 +22,7 @@ from ..trainer import CPPOTrainer
 from ..view_batch import ViewPair, split_scores
 from ..view_maker import ViewMaker
 from ..views import View
+from ..weights import load_model
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,6 @@ def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def _load_adapter(model: str, dtype: str) -> PreTrainedModel | None:
-    """The base model with the adapter that `model` is, which TRL's own loading does not know; `None` if it is none."""
-    if find_adapter_config_file(model) is None:
-        return None
-    return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
-
-
 class Scorer:
     """
     Scores completions of a model on images and views as [`CPPOTrainer`] does in training: it is one.
@@ -160,7 +152,6 @@ class Scorer:
         dtype: str = "float32",
         **settings: Any,
     ):
-        adapted = _load_adapter(model, dtype)
         gpu = torch.cuda.is_available()
         with tempfile.TemporaryDirectory() as folder:  # the trainer makes it, and writes nothing
             args = CPPOConfig(
@@ -173,12 +164,14 @@ class Scorer:
                 use_cpu=not gpu,
                 bf16=gpu and torch.cuda.is_bf16_supported(),
                 report_to="none",
-                model_init_kwargs=None if adapted else {"dtype": dtype},
                 generation_kwargs=None if sample else {"do_sample": False},
                 **settings,
             )
             self._trainer = _ScoringTrainer(
-                model=adapted or model, reward_funcs=reward_funcs or no_reward, args=args, train_dataset=dataset
+                model=load_model(model, dtype),
+                reward_funcs=reward_funcs or no_reward,
+                args=args,
+                train_dataset=dataset,
             )
         self._trainer.model.eval()
         self._view_maker = _NamingViewMaker(
