@@ -55,6 +55,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         self._model_hooks = [imageless]  # each with `attach(model)` and `detach()`
         self._hooks_attached = False
+        self._runs = 0  # that are going on: 2 in an evaluation during the training
 
     def _scored_models(self) -> list[PreTrainedModel]:
         """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
@@ -80,14 +81,14 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _with_hooks(self) -> Iterator[None]:
-        if self._hooks_attached:  # an evaluation during the training
-            yield
-            return
         self.attach_hooks()
+        self._runs += 1
         try:
             yield
         finally:
-            self.detach_hooks()
+            self._runs -= 1
+            if self._runs == 0:
+                self.detach_hooks()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
