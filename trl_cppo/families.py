@@ -83,9 +83,8 @@ class ViewProcessor:
 
 def image_options(processor: ProcessorMixin) -> dict[str, Any]:
     """What a processor tells its image processor at each call; it wins over the latter's own settings."""
-    return dict(
-        getattr(processor, "images_kwargs", {})
-    )  # an attribute that some have, as transformers itself reads it
+    # An attribute that some have, as transformers' own call reads it.
+    return dict(getattr(processor, "images_kwargs", {}))
 
 
 def converts_to_rgb(processor: ProcessorMixin) -> bool:
@@ -98,9 +97,8 @@ def rgb_reader(processor: ProcessorMixin) -> Callable[[Image.Image | str], Image
     convert = to_rgb if converts_to_rgb(processor) else to_unconverted_rgb
 
     def read(image: Image.Image | str) -> Image.Image:
-        if isinstance(
-            processor, Idefics2Processor
-        ):  # images too: upright, transparency dropped but a declared colour's
+        # This one loads images as it does paths: upright, and without transparency but for a colour that a file declares.
+        if isinstance(processor, Idefics2Processor):
             return convert(load_image(image))
         if not isinstance(image, str):
             return convert(image)
