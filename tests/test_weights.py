@@ -90,8 +90,9 @@ def resume(trainer, checkpoint):
 
 
 def load_best(trainer, checkpoint):
-    trainer.state.best_model_checkpoint = str(checkpoint)
+    trainer.state.best_model_checkpoint, trainer._last_loaded_step = str(checkpoint), trainer.state.global_step
     trainer._load_best_model()
+    assert trainer._last_loaded_step == -1  # TRL pushes them to vLLM, though the step is the same
     return trainer.model
 
 
