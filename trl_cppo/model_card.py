@@ -91,7 +91,7 @@ def write_card(
     if results:
         data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
-        limits, to_rgb = (trainer.args.max_pixels, trainer.args.min_pixels), rgb_reader(trainer.model)
+        limits, to_rgb = (trainer.args.max_pixels, trainer.args.min_pixels), rgb_reader(trainer.processing_class)
         image = to_rgb(limit_pixels(trainer.card_example.image, *limits, to_rgb)).copy()  # as the model sees it
         image.info = {}  # nothing of the camera and the place
         image.save(folder / EXAMPLE_IMAGE)

@@ -249,7 +249,7 @@ def make_trainer(run: Run, folder: Path) -> CPPOTrainer:
     )
     trainer.scenario = run.scenario
     if run.plain:
-        trainer._can_pack = lambda *scoring: False
+        trainer._row_obstacle = lambda *scoring: "for this test"
     return trainer
 
 
