@@ -12,18 +12,28 @@ import torch
 
 from trl_cppo import CPPOTrainer
 from trl_cppo.losses import masked_mean, token_divergence
+from trl_cppo.objective import Objective
 from trl_cppo.view_batch import split_scores
+
+
+@dataclass(frozen=True)
+class _RandomTokens(Objective):
+    draw: int = 0
+
+    def select(self, entropies: torch.Tensor, removed_entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        counts = super().select(entropies, removed_entropies, mask).sum(dim=1, keepdim=True)
+        # A generator of its own: the rollouts are drawn from torch's global one and must stay those of the other arms.
+        generator = torch.Generator().manual_seed(self.draw)
+        draws = torch.rand(mask.shape, generator=generator).masked_fill(~mask, 2.0)
+        return mask & (draws.argsort(dim=1).argsort(dim=1) < counts)
 
 
 class RandomTokensTrainer(CPPOTrainer):
     """CPPO on as many tokens of each row as CPPO would select, but drawn at random among those that count."""
 
-    def _select(self, entropies: torch.Tensor, removed_entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        counts = super()._select(entropies, removed_entropies, mask).sum(dim=1, keepdim=True)
-        # A generator of its own: the rollouts are drawn from torch's global one and must stay those of the other arms.
-        generator = torch.Generator().manual_seed(1_000_003 * self.args.seed + self.state.global_step)
-        draws = torch.rand(mask.shape, generator=generator).masked_fill(~mask, 2.0)
-        return mask & (draws.argsort(dim=1).argsort(dim=1) < counts)
+    def _objective(self) -> Objective:
+        draw = 1_000_003 * self.args.seed + self.state.global_step
+        return _RandomTokens(**vars(super()._objective()), draw=draw)
 
 
 class PAPOTrainer(CPPOTrainer):

@@ -34,6 +34,7 @@ from trl import GRPOConfig, GRPOTrainer
 from turns import seconds, take_turns
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.digits.model import seeded_cpu
 from trl_cppo.markdown import table
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
@@ -57,8 +58,8 @@ def build(vocabulary: int) -> tuple[Qwen2_5_VLForConditionalGeneration, Any]:
     )  # fmt: skip
     processor = digits.build_processor()
     processor.image_processor = Qwen2VLImageProcessor(patch_size=14, merge_size=2, temporal_patch_size=2)
-    torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config)), processor
+    with seeded_cpu(0):
+        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config)), processor
 
 
 def make_rows(count: int, side: int) -> Dataset:

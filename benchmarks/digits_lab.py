@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.digits.model import seeded_cpu
 from trl_cppo.rewards import think_boxed_format_reward
 
 _CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "digits.yaml"
@@ -91,8 +92,7 @@ def sample(
     config = model.config
     draw = {"do_sample": False} if seed is None else {"do_sample": True, "temperature": 1.0, "top_p": 1.0}
     parts = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed or 0)
+    with seeded_cpu(seed or 0):
         for start in range(0, len(images), batch_size):
             inputs = encode(processor, images[start : start + batch_size])
             if starts and starts[0]:

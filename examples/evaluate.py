@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
+from trl_cppo import weights
 from trl_cppo.card_results import add_evaluation
 from trl_cppo.config import as_in_training
 from trl_cppo.dataset_checks import LocatedRows
@@ -61,7 +61,7 @@ from trl_cppo.evaluation.errors import EvaluationError
 from trl_cppo.evaluation.identity import check_same_settings, weights_hash
 from trl_cppo.evaluation.runner import find_changed_row
 from trl_cppo.evaluation.summary import load_result, to_json
-from trl_cppo.families import rgb_reader
+from trl_cppo.families import converts_to_rgb, rgb_reader
 from trl_cppo.image_size import check_limits
 from trl_cppo.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
 from trl_cppo.rewards import boxed_accuracy_reward
@@ -170,13 +170,9 @@ def load_model(args: EvaluationArguments, device: torch.device) -> tuple[PreTrai
         from trl_cppo import digits
 
         source = str(digits.warm_start(seed=0))
-    adapter = Path(source) / "adapter_config.json"
-    if adapter.is_file() and find_spec("peft") is None:
-        raise ImportError(f'{source} holds an adapter, which needs peft: pip install "trl-cppo[peft]".')
     options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=args.dtype, attn_implementation=args.attn_implementation, **options
-    )
+    model = weights.load_model(source, args.dtype, attn_implementation=args.attn_implementation, **options)
+    adapter = Path(source) / "adapter_config.json"
     has_processor = any(
         (Path(source) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
     )
@@ -228,7 +224,8 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"num_rows": len(dataset), "max_completion_length": length, "reward": reward_name}
     settings["weights"] = weights_hash(model)
-    row_images = RowImages(args.max_pixels, args.min_pixels, rgb_reader(model))
+    limits, convert = (args.max_pixels, args.min_pixels), not converts_to_rgb(processor)
+    row_images = RowImages(*limits, rgb_reader(processor), convert=convert)
     output, rows = output_path(args), LocatedRows(dataset, name)
     records = Records(output, settings, state.process_index)
     if state.is_main_process:

@@ -132,7 +132,7 @@ def test_each_row_has_its_own_perception_tokens(tmp_path, tiny, settings):
     found = tables(tmp_path)
     assert len(found) == 2 // trainer.args.logging_steps
     assert sum(check_table(table, *tiny) for table in found) >= 2
-    assert trainer._selections == {}
+    assert trainer.table.selections == {}
 
 
 def test_rows_whose_loss_is_to_come_are_empty_until_it_came(tmp_path, tiny):
@@ -168,8 +168,8 @@ def test_an_evaluation_amid_a_generation_batch(tmp_path, tiny):
 def test_long_logging_intervals_keep_no_old_rows(tmp_path):
     trainer = table_trainer(tmp_path, logging_steps=100, max_steps=4)
     kept = []
-    fill = trainer._fill_table
-    trainer._fill_table = lambda: (kept.append(set(trainer._selections)), fill())
+    fill = trainer.table.fill
+    trainer.table.fill = lambda column: (kept.append(set(trainer.table.selections)), fill(column))
     trainer.train()
     assert kept and all(24 <= row < 32 for rows in kept for row in rows)  # the fourth generation's
 
@@ -179,7 +179,7 @@ def test_without_table_or_loss_nothing_is_kept_or_added(tmp_path, monkeypatch, s
     monkeypatch.setattr(TokenTexts, "__call__", None)
     trainer = table_trainer(tmp_path, **settings)
     trainer.train()
-    assert not trainer._selections and not trainer._logs["extra"]
+    assert trainer.table is None and not trainer._logs["extra"]
     for table in tables(tmp_path) if trainer.log_completions else []:
         assert not {"perception_tokens", "dataset_row"} & set(table.columns)
 

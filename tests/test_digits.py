@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The embedded task, its model, the cached warm start, and that learning works."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +99,29 @@ def test_cell_features_average_the_tokens_of_a_cell():
     features = pretraining._cell_features(tokens)
     # the 4×4 grid of image tokens 0 … 15: the cells hold {0, 1, 4, 5}, {2, 3, 6, 7} and {8, 9, 12, 13}
     assert features.shape == (64, 3, 1) and features[0, :, 0].tolist() == [2.5, 4.5, 10.5]
+
+
+def test_no_accelerators_generator_is_seeded(tmp_path, monkeypatch):
+    """`torch.manual_seed` seeds those of all devices, and `fork_rng(devices=[])` restores none of them."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    short_warm_start(tmp_path, seed=5)
+    with digits.model.seeded_cpu(3):
+        drawn = torch.rand(4)
+    assert seeded == []
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+    assert seeded == [0]  # so it would have been seen
+
+
+def test_no_source_seeds_every_device():
+    root = Path(__file__).parents[1]
+    sources = [path for folder in ("trl_cppo", "examples", "benchmarks") for path in (root / folder).rglob("*.py")]
+    called = re.compile(
+        r"(?:torch|random|cuda)\.(?:manual_seed|seed|manual_seed_all)\(|\bset_seed\(|np\.random\.seed\("
+    )
+    assert [path for path in sources if called.search(path.read_text())] == [] and len(sources) > 50
 
 
 # The warm start's cache -----------------------------------------------------------------------------------------------

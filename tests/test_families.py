@@ -3,19 +3,24 @@
 """Every model family: the view rows get the pixels of their own row, and λ = 0 is GRPOTrainer."""
 
 import dataclasses
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import logged, make_rows, make_trainer, picture, weights
+from PIL import Image as PILImage
 from PIL import ImageOps
 from tiny_models import FAMILIES, build
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.families import _IMAGE_OPTIONS, ViewProcessor, placeholder_ids
+from trl_cppo import CPPOConfig, CPPOTrainer, families
+from trl_cppo.families import ViewProcessor, placeholder_ids
+from trl_cppo.row_images import RowImages
 from trl_cppo.upstream import RepairedGRPOTrainer
 from trl_cppo.view_batch import append_view_rows
+from trl_cppo.view_maker import ViewMaker
 
 # What GRPOTrainer itself cannot train, with the error that it raises; the README's table says the same.
 UPSTREAM = {
@@ -215,7 +220,9 @@ def test_the_readme_lists_what_is_tested_here():
     [row] = [line for line in table.splitlines() if line.startswith("| Model families (one image a row)")]
     assert row.split("|")[2].strip().split(", ") == list(README_NAMES)
     assert (
-        sorted(name for names in README_NAMES.values() for name in names) == sorted(FAMILIES) == sorted(_IMAGE_OPTIONS)
+        sorted(name for names in README_NAMES.values() for name in names)
+        == sorted(FAMILIES)
+        == sorted(families.FAMILIES)
     )
     [row] = [line for line in table.splitlines() if line.startswith("| Several images a row")]
     for (family, _), error in UPSTREAM.items():
@@ -234,16 +241,88 @@ def test_grpo_itself_fails_on_what_is_left_out(tmp_path, family, kind):
         trainer.train()
 
 
-MODES = ["L", "LA", "RGBA", "P", "1", "CMYK"]
+def declared_transparent(image, colour):
+    """The image as a PNG file brings it that declares one of its colours transparent."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=colour)
+    return PILImage.open(buffer)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_images_of_any_mode_become_the_pixels_that_the_processor_makes(family):
-    model, processor = build(family)
+def with_alpha(mode):
+    image = picture(1).convert(mode)
+    image.putalpha(PILImage.linear_gradient("L").resize(image.size))
+    return image
+
+
+BY_MODE = {
+    "RGB": lambda: picture(1),
+    "RGB, a colour transparent": lambda: declared_transparent(PILImage.new("RGB", (56, 42), (9, 9, 9)), (9, 9, 9)),
+    "L": lambda: picture(1).convert("L"),
+    "L, a value transparent": lambda: declared_transparent(PILImage.new("L", (56, 42), 9), 9),
+    "LA": lambda: with_alpha("L"),
+    "RGBA": lambda: with_alpha("RGB"),
+    "P": lambda: picture(1).convert("P"),
+    "P, a colour transparent": lambda: declared_transparent(picture(1).convert("P"), 3),
+    "1": lambda: picture(1).convert("1"),
+    "CMYK": lambda: picture(1).convert("CMYK"),
+    "I;16": lambda: PILImage.fromarray(np.random.default_rng(0).integers(0, 999, (42, 56), dtype=np.uint16)),
+}
+
+
+def assert_an_untouched_view_has_the_pixels_of(source, mode, model, processor):
+    """A row's image or path, through what the trainer does to it, against what the processor makes of the row."""
     process = ViewProcessor(model, processor)
-    for mode in MODES if family != "lfm2_vl" else ["RGB"]:  # its image processor itself takes nothing but RGB
-        image = picture(1).convert("RGBA").convert(mode) if mode != "CMYK" else picture(1).convert(mode)
-        if mode in ("LA", "RGBA"):
-            image.putalpha(100)
-        direct = processor(images=[[image]], text=[prompt_text(processor, 1)], return_tensors="pt")["pixel_values"]
-        assert torch.equal(process([[process.to_rgb(image)]])["pixel_values"], direct), mode
+    row_images = RowImages(to_rgb=process.to_rgb, convert=not process.converts)
+    same = ViewMaker([lambda image, generator: image], [lambda image, generator: image], 0, process.to_rgb)
+    [row] = row_images.rows([{"images": [source]}])
+    kept = process.converts or mode.split(",")[0] == "RGB" and not isinstance(source, str)
+    assert (row["images"][0] is source) == kept
+    anchor = processor(images=[row["images"]], text=[prompt_text(processor, 1)], return_tensors="pt")
+    view = process([same(row["images"], "key").preserved])["pixel_values"]
+    assert torch.equal(view, anchor["pixel_values"]), (mode, source)
+
+
+@pytest.mark.parametrize("converts", [True, False, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_untouched_view_of_any_mode_has_the_pixels_of_its_image(family, converts):
+    """`converts`: the processor's do_convert_rgb. Where it is off, GRPOTrainer takes RGB alone, here all are trained."""
+    model, processor = build(family)
+    processor.image_processor.do_convert_rgb = converts
+    assert ViewProcessor(model, processor).converts is (
+        family == "gemma3" or bool(converts)
+    )  # it is told at each call
+    for mode, make in BY_MODE.items():
+        assert_an_untouched_view_has_the_pixels_of(make(), mode, model, processor)
+
+
+# Settings that change how many entries of pixels an image makes, each turned the other way than in tiny_models.py.
+SWITCHES = [
+    ("gemma3", {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 8, "pan_and_scan_max_num_crops": 4,
+                "pan_and_scan_min_ratio_to_activate": 1.1}),
+    ("idefics2", {"do_image_splitting": True}), ("idefics3", {"do_image_splitting": False}),
+    ("smolvlm", {"do_image_splitting": False}), ("lfm2_vl", {"do_image_splitting": True}),
+    ("lfm2_vl", {"do_image_splitting": True, "use_thumbnail": False}), ("internvl", {"crop_to_patches": False}),
+    ("internvl", {"max_patches": 1}), ("llava_next", {"do_pad": False}),
+    ("llava", {"do_center_crop": False, "size": {"height": 28, "width": 28}}),
+    ("gemma4", {"do_normalize": True}), ("qwen2_5_vl", {"do_resize": True, "size": {"shortest_edge": 196, "longest_edge": 784}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["one", "several"])
+@pytest.mark.parametrize(
+    ("family", "switch"), SWITCHES, ids=[f"{name}-{'-'.join(switch)}" for name, switch in SWITCHES]
+)
+def test_view_rows_get_their_pixels_with_the_switches_turned(tmp_path, monkeypatch, family, switch, kind):
+    model, processor = build(family)
+    for name, value in switch.items():
+        setattr(processor.image_processor, name, value)
+    monkeypatch.setattr("conftest.build", lambda family: (model, processor))
+    test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind)
+
+
+def test_pan_and_scan_that_reaches_the_images_is_refused_by_its_name(tmp_path, monkeypatch):
+    model, processor = build("gemma3")
+    processor.images_kwargs = {**processor.images_kwargs, "do_pan_and_scan": True}
+    monkeypatch.setattr("conftest.build", lambda family: (model, processor))
+    with pytest.raises(ValueError, match="do_pan_and_scan on.*images_kwargs.'do_pan_and_scan'. = False"):
+        make_trainer(tmp_path, family="gemma3")

@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from tiny_models import build
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo.dataset_checks import ROW_NAME, LocatedRows, find_image_fault, row_names
+from trl_cppo.dataset_checks import ROW_PLACE, LocatedRows, RowPlace, find_row_fault, row_names
 from trl_cppo.prompt_lengths import report_prompt_lengths
 
 BAD = 5  # the row at fault
@@ -344,7 +344,9 @@ def test_reward_that_raises_names_the_rows_and_leaves_the_checkpoint(tmp_path):
     with pytest.raises(ZeroDivisionError, match="a reward of mine") as caught:  # the user's own error, to the letter
         trainer.train()
     fail = False
-    order = [row[ROW_NAME] for batch in trainer.get_train_dataloader() for row in batch[::4]]  # two prompts a step
+    order = [
+        str(row[ROW_PLACE]) for batch in trainer.get_train_dataloader() for row in batch[::4]
+    ]  # two prompts a step
     named = f"{order[6]}; {order[7]}."
     assert named.count("of the training data set") == 2
     assert caught.value.__notes__ == [f"While generating and scoring: {named} Columns: prompt, images, solution."]
@@ -365,12 +367,21 @@ def test_view_that_raises_names_column_and_image(tmp_path):
 
 def test_rows_without_a_prompt_are_not_blamed_for_it():
     image_processor = build("qwen2_5_vl")[1].image_processor
-    assert find_image_fault([{"environment": "a game"}], image_processor) is None
+    assert find_row_fault([{"environment": "a game"}], image_processor) is None
+
+
+def test_a_row_of_a_data_set_carries_its_number_and_is_called_by_it():
+    [first, second] = LocatedRows(Dataset.from_dict({"x": range(9)}), "Row 3 of mine").__getitems__([7, 0])
+    assert (first[ROW_PLACE].row, second[ROW_PLACE].row) == (7, 0)
+    assert (
+        row_names([first, second, {}])
+        == "Row 7 of Row 3 of mine; Row 0 of Row 3 of mine; Row 2 of the generation batch"
+    )
 
 
 def test_names_of_a_large_batch_are_cut_short():
-    names = row_names([{ROW_NAME: f"Row {i // 2}"} for i in range(40)], limit=3)
-    assert names == "Row 0; Row 1; Row 2; and 17 more"
+    names = row_names([{ROW_PLACE: RowPlace(i // 2, "mine")} for i in range(40)], limit=3)
+    assert names == "Row 0 of mine; Row 1 of mine; Row 2 of mine; and 17 more"
 
 
 # Empty completions ----------------------------------------------------------------------------------------------------
@@ -431,14 +442,7 @@ def test_completions_that_are_masked_out_whole_train_nothing(tmp_path):
 
 def test_every_row_of_the_documentation_names_a_test_that_exists():
     tests = Path(__file__).parent
-    files = (
-        "test_faults.py",
-        "test_resume.py",
-        "test_padding.py",
-        "test_sampler_check.py",
-        "vllm_engine/test_runs.py",
-    )
-    sources = "".join((tests / name).read_text() for name in files)
+    sources = "".join(path.read_text() for path in tests.rglob("test_*.py"))
     lines = (tests.parent / "docs" / "faults.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("| ") and not line.startswith(("| Fault", "| ---"))]
     assert len(table) > 20

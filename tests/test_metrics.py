@@ -107,7 +107,9 @@ def test_the_exact_kl_goes_where_the_head_is(tmp_path):
     """With `device_map="auto"` the head may be on another device than the batch. Fake tensors stand in for two GPUs."""
     from torch._subclasses import FakeTensorMode
 
-    from trl_cppo import trainer as module
+    from trl_cppo import fused_head as module
+    from trl_cppo.objective import Objective
+    from trl_cppo.scoring_request import ScoringRequest
 
     trainer = make_trainer(tmp_path, cpl_divergence="kl")
     seen = []
@@ -121,9 +123,9 @@ def test_the_exact_kl_goes_where_the_head_is(tmp_path):
         observers = []
         patch.setattr(module, "observed_head", observers.append)
         mask = torch.ones(2, 5, dtype=torch.bool, device="cuda:0")
-        request = module._ViewScoring(rows=[0, 3], pairs=[], mask=mask)
+        request = ScoringRequest(rows=[0, 3], pairs=[], mask=mask)
         scoring = {"attention_mask": torch.ones(8, 9, dtype=torch.long, device="cuda:0"), "logits_to_keep": 5}
-        trainer._exact_kl(request, scoring)
+        module.answering_exact_kl(request, scoring, Objective.of(trainer.args))
         hidden, results = torch.zeros(8 * 8, 16, device="cuda:1"), [torch.zeros(64, device="cuda:1") for _ in range(2)]
         observers[0]((hidden,), tuple(results))
     assert set(seen) == {torch.device("cuda:1")} and len(seen) == 4

@@ -99,10 +99,17 @@ def test_every_token_is_where_the_layout_says(data, num_prompts, group, longest,
 
 
 def test_a_saved_model_does_not_know_of_it(tmp_path):
-    trainer = make_trainer(tmp_path, make_rows([1, 1]), max_steps=1)
+    trainer = make_trainer(tmp_path, make_rows([1, 1]), max_steps=1, save_strategy="steps", save_steps=1)
+    seen, save = [], trainer.save_model
+
+    def save_model(*args, **kwargs):
+        seen.append(trainer.model.config.text_config._attn_implementation)
+        save(*args, **kwargs)
+
+    trainer.save_model = save_model
     trainer.train()
-    assert trainer.model.config.text_config._attn_implementation == ATTENTION
-    trainer.save_model(tmp_path / "model")
-    assert ATTENTION not in json.dumps(json.loads((tmp_path / "model" / "config.json").read_text()))
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert set(seen) == {ATTENTION}
+    folder = tmp_path / "checkpoint-1"
+    assert ATTENTION not in json.dumps(json.loads((folder / "config.json").read_text()))
+    model = AutoModelForImageTextToText.from_pretrained(folder)
     assert model.config.text_config._attn_implementation == "sdpa"

@@ -46,8 +46,7 @@ def saved(tmp_path_factory):
 def training_scores(trainer):
     """What the loss of one generation batch computes: by rollout, its data set row, tokens and scores."""
     noted = []
-    keep, loss = trainer._keep_selection, trainer._contrastive_perception_loss
-    trainer._keep_selection = lambda inputs, rows, selected: (noted.append(selected), keep(inputs, rows, selected))
+    loss = trainer._contrastive_perception_loss
     trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
         noted.append(request),
         loss(inputs, request, policy_loss),
@@ -57,7 +56,8 @@ def training_scores(trainer):
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer._generate_and_score_completions(rows)
     trainer.compute_loss(trainer.model, batch)
-    request, selected = noted
+    [request] = noted
+    selected = request.selected
     for place, row in enumerate(request.rows):
         length = int(batch["completion_mask"][row].sum())
         places = [row, len(rows) + place, len(rows) + len(request.rows) + place]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import logged, make_rows, make_trainer, weights
+from peft import LoraConfig
 from tiny_models import build
 from transformers import TrainerCallback
 from trl import GRPOConfig
@@ -174,11 +175,74 @@ def test_complete_checkpoint_survives_an_error_behind_it(tmp_path, monkeypatch):
     def fail(**kwargs):
         raise OSError("the Hub is down")
 
-    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", fail)  # comes after the last file, as uploads do
+    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", fail)  # comes after the last file
     with pytest.raises(OSError, match="the Hub is down") as caught:
         resumable(tmp_path / "out", "accumulation").train()
     assert json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
     assert not hasattr(caught.value, "__notes__")
+
+
+def told(caplog):
+    said = [record for record in caplog.records if "training goes on with its weights" in record.getMessage()]
+    assert all(record.levelname == "WARNING" for record in said)
+    return [record.getMessage() for record in said]
+
+
+STATES = {
+    ("optimizer.pt",): "optimizer and the learning rate's schedule",
+    ("scheduler.pt",): "optimizer and the learning rate's schedule",  # Trainer loads both or none
+    ("rng_state.pth",): "random number generators",
+    ("optimizer.pt", "rng_state.pth"): "optimizer and the learning rate's schedule and the random number generators",
+    (): None,
+}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_state_that_a_checkpoint_does_not_hold_is_said_once(tmp_path, caplog, lora):
+    peft_config = LoraConfig(target_modules=["q_proj"]) if lora else None
+    settings = dict(max_steps=2, save_steps=1, peft_config=peft_config)
+    whole = resumable(tmp_path / "whole", "accumulation", **settings)
+    whole.train()
+    for number, (missing, said) in enumerate(STATES.items()):
+        shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / str(number))
+        for name in missing:
+            (tmp_path / str(number) / name).unlink()
+        caplog.clear()
+        resumed = resumable(tmp_path / "resumed", "accumulation", **settings | {"save_strategy": "no"})
+        resumed.train(resume_from_checkpoint=str(tmp_path / str(number)))
+        assert resumed.state.global_step == 2
+        if said is None:
+            assert told(caplog) == []
+            assert_same(whole, resumed)
+        else:
+            [line] = told(caplog)
+            assert f"{number} holds no state of the {said} (save_only_model" in line
+
+
+def test_a_checkpoint_of_weights_alone_says_so(tmp_path, caplog):
+    settings = dict(max_steps=2, save_steps=1)
+    resumable(tmp_path, "accumulation", **settings, save_only_model=True).train()
+    resumable(tmp_path, "accumulation", **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len(told(caplog)) == 1
+
+
+def falling_reward(completion_ids, trainer_state, **kwargs):
+    return [i % 2 - 100.0 * trainer_state.global_step for i in range(len(completion_ids))]
+
+
+def test_a_run_without_a_best_checkpoint_says_so(tmp_path, caplog):
+    settings = dict(
+        save_steps=1, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="reward",
+        greater_is_better=True, eval_dataset=make_rows([1]), num_generations_eval=2, per_device_eval_batch_size=2,
+        reward_funcs=falling_reward,
+    )  # fmt: skip
+    resumable(tmp_path, "accumulation", max_steps=2, **settings).train()
+    assert "the best" not in caplog.text
+    shutil.rmtree(tmp_path / "checkpoint-1")  # the best
+    trainer = resumable(tmp_path, "accumulation", max_steps=3, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_model_checkpoint is None
+    assert "no checkpoint was the best. The model has its last weights" in caplog.text
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 """What counts of a solution that reasons: its final answer, or an error."""
 
 import pytest
+from datasets import Dataset
 
-from trl_cppo.grading import final_answer, is_right, without_lead_in
+from trl_cppo.dataset_checks import check_solutions
+from trl_cppo.grading import check_solution, final_answer, is_right, without_lead_in
 from trl_cppo.rewards import boxed_accuracy_reward
 
 
@@ -96,3 +98,28 @@ def test_reasoning_without_a_final_answer_is_an_error_not_a_zero(solution):
 def test_ten_megabytes_of_marks_are_read_in_linear_time(mark, end):
     """No clock, for a busy machine: a regular expression of quadratic time would run into pytest's guard (1800 s)."""
     assert final_answer(f"{mark * (10_000_000 // len(mark))}{end}<answer>8</answer>") == "8"
+
+
+@pytest.mark.parametrize(
+    "solution", ["", " ", "\\boxed{}", "$ $", ".", "\\text{ }", "\\boxed{\\text{}}", "<answer>\\,</answer>", "$"]
+)
+def test_a_solution_that_no_completion_could_match_is_refused_before_the_training(solution):
+    if solution != "$":  # a text like any other
+        assert (
+            boxed_accuracy_reward([f"\\boxed{{{text}}}" for text in ("", " ", "x", solution)], [solution] * 4)
+            == [0] * 4
+        )
+        with pytest.raises(
+            ValueError, match="^Row 1 of the training data set, column 'solution': .* no completion could be right"
+        ):
+            check_solutions(Dataset.from_dict({"solution": ["5", solution]}), "the training data set")
+    else:
+        check_solution(solution)
+        assert boxed_accuracy_reward(["\\boxed{$}"], [solution]) == [1]
+
+
+@pytest.mark.parametrize("solution", ["\\frac{1}{2", "5}", "\\text{yes", "\\boxed{5"])
+def test_a_solution_whose_braces_do_not_match_is_graded_as_far_as_it_is_read(solution):
+    check_solution(solution)
+    answer = {"\\frac{1}{2": "0.5", "\\text{yes": "yes"}.get(solution, "5")
+    assert boxed_accuracy_reward([f"\\boxed{{{answer}}}", "\\boxed{7}"], [solution] * 2) == [1, 0]

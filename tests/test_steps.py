@@ -325,6 +325,9 @@ def test_an_error_and_losses_by_hand_leave_the_model_as_it_was(tmp_path):
     assert trainer._metrics["train"][TOKEN_RATIO][-1] < 1 and state_of(model) != before
     trainer.detach_hooks()
     assert state_of(model) == before
+    trainer.compute_loss(model, generation_batch(trainer))
+    trainer.train()
+    assert state_of(model) == before
 
 
 def test_a_dataset_that_draws_anew_is_not_regrouped_by_its_keys(tmp_path):

@@ -191,7 +191,7 @@ def test_refusals(tmp_path):
 
 
 def test_a_bad_image_is_named_by_row_and_column(tmp_path):
-    trainer = make_trainer(tmp_path, make_rows([1, 2]))
+    trainer = make_trainer(tmp_path, make_rows([1, 2]), gate_by_advantage=False)
     batch = {"advantages": torch.ones(2), "completion_mask": torch.ones(2, 3), "num_images": [1, 2]}
     rows = [{"prompt": "one", "images": [picture(0)]}, {"prompt": "two", "images": [picture(0), 3]}]
     trainer.num_generations = 1

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trl_cppo import views
 from trl_cppo.view_maker import ViewMaker
 from trl_cppo.views import apply_view, choose_view, get_view, register_view, to_rgb
 
@@ -145,6 +146,41 @@ def test_registry_names_what_it_knows():
         get_view("nosie_boxes")
     with pytest.raises(ValueError, match="registered already"):
         register_view("zoom_crop")(lambda image, generator: image)
+
+
+CELL = """
+@register_view("test_cell")
+def brighter(image, generator):
+    return image.point(lambda value: min(255, value + {more}))
+"""
+
+
+def test_a_cell_that_is_run_again_replaces_its_view(monkeypatch):
+    monkeypatch.setattr("trl_cppo.views._VIEWS", dict(views._VIEWS))
+    notebook = {"register_view": register_view, "__name__": "__main__"}
+    for more in (1, 2):
+        exec(CELL.format(more=more), notebook)
+    image = Image.new("RGB", (2, 2), (7, 7, 7))
+    assert get_view("test_cell")(image, generator()).getpixel((0, 0)) == (9, 9, 9)
+    with pytest.raises(ValueError, match="'test_cell' is registered already: <function brighter.*another name"):
+        exec(CELL.format(more=3).replace("brighter", "darker"), notebook)
+    with pytest.raises(ValueError, match="registered already"):
+        exec(CELL.format(more=3), {**notebook, "__name__": "a_library"})
+    assert get_view("test_cell")(image, generator()).getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_a_callable_object_that_is_made_again_replaces_its_view(monkeypatch):
+    monkeypatch.setattr("trl_cppo.views._VIEWS", dict(views._VIEWS))
+
+    class Rotation:
+        def __call__(self, image, generator):
+            return image
+
+    first, second = Rotation(), Rotation()
+    register_view("test_object")(first)
+    assert register_view("test_object")(second) is second is get_view("test_object")
+    with pytest.raises(ValueError, match="registered already"):
+        register_view("test_object")(get_view("zoom_crop"))
 
 
 def test_a_view_that_breaks_its_promise_is_named():

@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from trl_cppo import digits
-from trl_cppo.digits.model import MERGE, PATCH, token_ids
+from trl_cppo.digits.model import MERGE, PATCH, seeded_cpu, token_ids
 
 HEAD = int(os.environ.get("TINY_HEAD_SIZE", 16))  # vLLM's attention on a CPU has none below 32
 LINEAR_HEAD = 8 if HEAD == 16 else 128  # likewise
@@ -396,6 +396,5 @@ FAMILIES = list(_BUILDERS)
 
 def build(family):
     """A model, the same at each call, and its processor."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded_cpu(0):
         return _BUILDERS[family]()

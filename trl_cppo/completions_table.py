@@ -5,92 +5,94 @@
 `B` rows of a batch on one process, `N` gated rows among them, `T` completion tokens.
 """
 
-import re
 from collections import deque
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 
-from .dataset_checks import ROW_NAME
+from .dataset_checks import ROW_PLACE
 from .token_text import TokenTexts
-from .upstream import RepairedGRPOTrainer
 
 PERCEPTION_TOKENS = "perception_tokens"
 DATASET_ROW = "dataset_row"
-_TABLE_ROW = "table_row"  # entry of a batch: each rollout's place among all that the table ever held
+TABLE_ROW = "table_row"  # entry of a batch: each rollout's place among all that the table ever held
 
 
-class TabledGRPOTrainer(RepairedGRPOTrainer):
+class CompletionsTable:
     """
-    GRPOTrainer whose completions table says which data set row each rollout is of and which its perception tokens are.
+    Says in the table which data set row each rollout is of and which its perception tokens are.
 
     `perception_tokens` holds the texts of the tokens that the latest loss of the rollout selected; `None` for a rollout
     without views, and for one whose loss is still to come (`steps_per_generation` > 1). `dataset_row` is the place in
-    the training or evaluation data set, `None` for a stream. Without `log_completions`, or with `cpl_coef=0`, nothing
-    is added or computed.
+    the training or evaluation data set, `None` for a stream.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): of the model.
+        process_index, num_processes (`int`): of the run.
+
+    Attributes:
+        selections (`dict`): by their rows of the table: token ids, and which of them a loss selected.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, process_index: int, num_processes: int):
+        self.selections: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._process_index, self._num_processes = process_index, num_processes
         self._num_tabled = 0  # rollouts, of all processes
-        self._token_texts = TokenTexts(self._tokenizer)
-        self._selections: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by table row: token ids, which of them
+        self._token_texts = TokenTexts(tokenizer)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not self.log_completions or self.args.cpl_coef == 0:
-            return super()._generate_and_score_completions(inputs)
-        # TRL gathers these with the rollouts, so that columns and rows of the table stay together.
-        self._log_completion_extra(DATASET_ROW, [_dataset_row(example) for example in inputs])
-        self._log_completion_extra(PERCEPTION_TOKENS, [None] * len(inputs))
-        batch = super()._generate_and_score_completions(inputs)
-        first = self._num_tabled + self.accelerator.process_index * len(inputs)
-        self._num_tabled += self.accelerator.num_processes * len(inputs)
-        self._forget_old_rows()
-        # A list, which TRL shuffles and splits by row.
-        return {**batch, _TABLE_ROW: list(range(first, first + len(inputs)))}
+    def columns(self, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+        """What TRL is to log of the B rows of a generation batch, before it scores them."""
+        places = [row.get(ROW_PLACE) for row in rows]
+        numbers = [None if place is None else place.row for place in places]
+        return {DATASET_ROW: numbers, PERCEPTION_TOKENS: [None] * len(rows)}
 
-    def _keep_selection(self, inputs: dict[str, Any], rows: list[int], selected: torch.Tensor) -> None:
+    def begin(self, num_rows: int, num_kept: int) -> list[int]:
         """
-        Note what a loss selected, for the table.
+        The entry [`TABLE_ROW`] of a generation batch that TRL has logged.
+
+        Args:
+            num_rows (`int`): B.
+            num_kept (`int`): how many rollouts, of all processes, the table keeps by now.
+        """
+        first = self._num_tabled + self._process_index * num_rows
+        self._num_tabled += self._num_processes * num_rows
+        self._forget(num_kept)
+        return list(range(first, first + num_rows))
+
+    def note(self, inputs: dict[str, Any], rows: list[int], selected: torch.Tensor) -> None:
+        """
+        Note what a loss selected.
 
         Args:
             inputs (`dict[str, Any]`): the micro-batch.
             rows (`list[int]` of length N): its gated rows.
             selected (`torch.Tensor` of shape `(N, T)`, bool): their perception tokens.
         """
-        if _TABLE_ROW not in inputs:
-            return
         lengths = inputs["completion_mask"].sum(dim=1).tolist()
         for row, row_selected in zip(rows, selected, strict=True):
             ids = inputs["completion_ids"][row, : lengths[row]]
-            self._selections[inputs[_TABLE_ROW][row]] = (ids, row_selected[: lengths[row]])
+            self.selections[inputs[TABLE_ROW][row]] = (ids, row_selected[: lengths[row]])
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if self.log_completions:
-            if self.args.cpl_coef != 0:
-                self._fill_table()
-            _even_contents(self._logs["prompt"], always="wandb" in self.args.report_to)
-        super().log(logs, *args, **kwargs)
-
-    def _forget_old_rows(self) -> None:
-        oldest = self._num_tabled - len(self._logs["advantages"])  # the table keeps the latest rows
-        self._selections = {row: kept for row, kept in self._selections.items() if row >= oldest}
-
-    def _fill_table(self) -> None:
-        """Bring the selections of all processes into their rows of the table. A collective operation."""
-        self._forget_old_rows()  # an evaluation may have pushed a training batch out whose losses are not all done
-        texts = [(row, self._selected_texts(*kept)) for row, kept in self._selections.items()]
-        self._selections.clear()
+    def fill(self, column: deque[Any]) -> None:
+        """Bring the selections of all processes into the column `perception_tokens`, in place. A collective operation."""
+        self._forget(len(column))  # an evaluation may have pushed a training batch out whose losses are not all done
+        texts = [(row, self._selected_texts(*kept)) for row, kept in self.selections.items()]
+        self.selections.clear()
         for row, row_texts in gather_object(texts):
-            self._logs["extra"][PERCEPTION_TOKENS][row - self._num_tabled] = row_texts  # counted from the end
+            column[row - self._num_tabled] = row_texts  # counted from the end
+
+    def _forget(self, num_kept: int) -> None:
+        oldest = self._num_tabled - num_kept
+        self.selections = {row: kept for row, kept in self.selections.items() if row >= oldest}
 
     def _selected_texts(self, ids: torch.Tensor, selected: torch.Tensor) -> list[str]:
         pairs = zip(self._token_texts(ids.tolist()), selected.tolist(), strict=True)
         return [token.text for token, chosen in pairs if chosen]
 
 
-def _even_contents(prompts: deque[Any], always: bool) -> None:
+def even_contents(prompts: deque[Any], always: bool) -> None:
     """
     Make plain texts of all prompts' contents, in place: always, or where some are texts and some lists of parts.
 
@@ -108,8 +110,3 @@ def _as_text(content: Any) -> Any:
     if not isinstance(content, list):
         return content
     return "".join(part["text"] if part["type"] == "text" else f"[{part['type'].upper()}]" for part in content)
-
-
-def _dataset_row(example: dict[str, Any]) -> int | None:
-    found = re.match(r"Row (\d+) of ", example.get(ROW_NAME, ""))
-    return int(found[1]) if found else None

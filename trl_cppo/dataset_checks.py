@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a data set must hold, and which row and column is at fault where it does not."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.utils.data
 from datasets import ClassLabel, Dataset, List, Value
 from PIL import Image as PILImage
@@ -12,9 +15,21 @@ from transformers import BaseImageProcessor
 from trl import prepare_multimodal_messages
 
 from .data.layouts import ANSWERS, QUESTIONS, find_layout
-from .grading import final_answer
+from .grading import check_solution
+from .prompt_checks import has_image_in_a_prompt, prompt_fault
 
-ROW_NAME = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: what errors call the row
+ROW_PLACE = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: its RowPlace
+
+
+@dataclass(frozen=True)
+class RowPlace:
+    """Where a row stands. As a string it is what errors call the row."""
+
+    row: int
+    dataset: str
+
+    def __str__(self) -> str:
+        return f"Row {self.row} of {self.dataset}"
 
 
 def image_column(example: dict[str, Any]) -> str:
@@ -37,8 +52,8 @@ def images_of(example: dict[str, Any]) -> tuple[str, list[Any]]:
         return column, list(images)
     if column == "image":
         return column, [] if example["image"] is None else [example["image"]]
-    prompt = example.get("prompt", [])  # with environments, TRL takes rows without one
-    contents = [] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    prompt = example.get("prompt")  # with environments, TRL takes rows without one
+    contents = [message.get("content") for message in prompt] if isinstance(prompt, list) else []
     parts = [part for content in contents if isinstance(content, list) for part in content]
     return column, [part["image"] for part in parts if part["type"] == "image" and part.get("image") is not None]
 
@@ -67,9 +82,9 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
             raise ValueError(f"{name} has no column {column!r}; its columns are {columns}. {way_out}")
     if "image" in columns or "images" in columns:
         return
-    if not images_of(dataset[0])[1]:
+    if not has_image_in_a_prompt(dataset):
         raise ValueError(
-            f"{name} has no column 'image' or 'images', and its first prompt holds no image; its columns are {columns}. "
+            f"{name} has no column 'image' or 'images', and no prompt holds an image; its columns are {columns}. "
             "CPPO contrasts views of images: rename the image column, or train with GRPOTrainer."
         )
 
@@ -133,7 +148,7 @@ def check_solutions(dataset: Any, name: str) -> None:
         return
     for index, row in enumerate(dataset.select_columns(["solution"])):
         try:
-            final_answer(row["solution"])
+            check_solution(row["solution"])
         except (TypeError, ValueError) as error:
             raise ValueError(f"Row {index} of {name}, {error}") from error
 
@@ -146,7 +161,7 @@ class LocatedRows(torch.utils.data.Dataset):
     which row nor which column they could not read.
 
     Args:
-        dataset ([`~datasets.Dataset`]): the rows; each gets the entry `ROW_NAME` on top of its columns.
+        dataset ([`~datasets.Dataset`]): the rows; each gets the entry `ROW_PLACE` on top of its columns.
         name (`str`): how errors call the data set.
     """
 
@@ -169,16 +184,14 @@ class LocatedRows(torch.utils.data.Dataset):
             rows = self._dataset.__getitems__(indices)
         except Exception as error:  # PIL raises SyntaxError and its own DecompressionBombError too
             raise ValueError(self._find_fault(indices) or str(error)) from error
-        return [{**row, ROW_NAME: self._row_name(index)} for index, row in zip(indices, rows, strict=True)]
-
-    def _row_name(self, index: int) -> str:
-        return f"Row {index} of {self._name}"
+        places = [RowPlace(index, self._name) for index in indices]
+        return [{**row, ROW_PLACE: place} for place, row in zip(places, rows, strict=True)]
 
     def _find_fault(self, indices: list[int]) -> str | None:
         for index in dict.fromkeys(indices):
             error = self._reading_error(self._dataset, index)
             if error is not None:
-                return f"{self._row_name(index)}, {self._blame_column(index)} cannot be read: {error}"
+                return f"{RowPlace(index, self._name)}, {self._blame_column(index)} cannot be read: {error}"
         return None
 
     def _blame_column(self, index: int) -> str:
@@ -200,7 +213,7 @@ class LocatedRows(torch.utils.data.Dataset):
 
 def row_name(example: dict[str, Any], position: int) -> str:
     """What errors call a row: its place in the data set if it is known (not for a stream), else in the batch."""
-    return example.get(ROW_NAME, f"Row {position} of the generation batch")
+    return str(example.get(ROW_PLACE, f"Row {position} of the generation batch"))
 
 
 def row_names(examples: Sequence[dict[str, Any]], limit: int = 8) -> str:
@@ -209,21 +222,37 @@ def row_names(examples: Sequence[dict[str, Any]], limit: int = 8) -> str:
     return "; ".join(names[:limit]) + (f"; and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def find_image_fault(examples: Sequence[dict[str, Any]], image_processor: BaseImageProcessor) -> str | None:
+def may_be_a_rows_fault(error: Exception) -> bool:
+    """Whether an error can come from what a row holds; not if memory, a device or another process failed."""
+    return not isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, dist.DistError))
+
+
+def find_row_fault(
+    examples: Sequence[dict[str, Any]], image_processor: BaseImageProcessor, placeholders: Collection[str] = ()
+) -> str | None:
     """
-    Look for the row that broke a batch: tries each row's images again, alone. For use after an error only.
+    Look for the row that broke a batch: at each row's prompt, then tries each row's images again, alone. For use after an
+    error only, one that [`may_be_a_rows_fault`].
 
     Args:
         examples (`list[dict]`): the rows of a generation batch.
         image_processor (`BaseImageProcessor`): what the images must pass.
+        placeholders (`Collection[str]`): the texts that no prompt may hold, see [`~families.placeholder_texts`].
 
     Returns:
         `str` or `None`: a sentence that names row and column and says what is wrong; `None` if every row is fine.
     """
-    for position, example in enumerate(examples):
+    rows = {
+        row_name(example, position): example for position, example in enumerate(examples)
+    }  # one of a prompt's rollouts
+    for name, example in rows.items():
+        fault = prompt_fault(example["prompt"], placeholders) if "prompt" in example else None
+        if fault is not None:
+            return f"{name}, column 'prompt': {fault}"
+    for name, example in rows.items():
         fault = _image_fault(example, image_processor)
         if fault is not None:
-            return f"{row_name(example, position)}, column {image_column(example)!r}{fault}"
+            return f"{name}, column {image_column(example)!r}{fault}"
     return None
 
 

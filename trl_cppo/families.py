@@ -7,35 +7,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from torchvision.transforms.v2.functional import to_pil_image
+from transformers import Idefics2Processor, PreTrainedModel, ProcessorMixin
 from transformers.image_utils import load_image
 
-from .views import to_rgb
+from .views import to_rgb, to_unconverted_rgb
 
-# By `config.model_type`: what the family's processor tells its image processor, where that is not the latter's default.
-_IMAGE_OPTIONS: dict[str, dict[str, Any]] = {
-    "gemma3": {},
-    "gemma4": {},
-    "idefics2": {},
-    "idefics3": {},
-    "internvl": {"crop_to_patches": True},
-    "lfm2_vl": {},
-    "llava": {},
-    "llava_next": {},
-    "llava_onevision": {},
-    "paligemma": {},
-    "qwen2_5_vl": {},
-    "qwen2_vl": {},
-    "qwen3_5": {},
-    "qwen3_5_moe": {},
-    "qwen3_vl": {},
-    "qwen3_vl_moe": {},
-    "smolvlm": {},
-}
+# By `config.model_type`.
+FAMILIES = (
+    "gemma3", "gemma4", "idefics2", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next", "llava_onevision", "paligemma",
+    "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
+)  # fmt: skip
 # Their pixels have one entry a row, padded to the row with the most images.
 _BY_ROW = ("idefics2", "idefics3", "smolvlm")
-# Their processors read images with `load_image`: upright by their EXIF data, transparency dropped and not laid over white.
-_LOAD_IMAGE = ("idefics2",)
 # Why a family is not sampled by vLLM (0.27 to 0.30): anywhere, by its server, on a CPU. docs/distributed.md has what was checked.
 _UNLOADABLE = "vLLM's model needs PixtralRotaryEmbedding, which transformers has no more since 5.23"
 _ONE_WAY = "on a CPU, vLLM's image tokens do not attend to those behind them, as the model's must"
@@ -63,9 +47,11 @@ class ViewProcessor:
     Attributes:
         pixels_by_row (`bool`): whether the pixels have one entry a row, whatever the number of its images.
         to_rgb (`Callable`): makes an RGB image of any other as the family's processor does.
+        converts (`bool`): whether the processor does it for the images of the rows too.
 
     Raises:
-        `ValueError`: for a processing class that is a plain tokenizer, or a family that is not known here.
+        `ValueError`: for a processing class that is a plain tokenizer, a family that is not known here, or a setting
+            of the processor under which TRL does not find an image's pixels.
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
@@ -75,24 +61,58 @@ class ViewProcessor:
                 "processing_class=AutoProcessor.from_pretrained(..., padding_side='left'), or train a text-only model with GRPOTrainer."
             )
         family = model.config.model_type
-        if family not in _IMAGE_OPTIONS:
+        if family not in FAMILIES:
             raise ValueError(
                 f"CPPOTrainer does not recognise the model type {family!r}, so it cannot tell which pixels belong to "
-                f"which row. Known model types: {', '.join(_IMAGE_OPTIONS)}. Use GRPOTrainer for other families."
+                f"which row. Known model types: {', '.join(FAMILIES)}. Use GRPOTrainer for other families."
             )
         self.pixels_by_row = has_pixels_by_row(model)
-        self.to_rgb = rgb_reader(model)
+        self.to_rgb, self.converts = rgb_reader(processor), converts_to_rgb(processor)
         self._image_processor = processor.image_processor
-        self._options = _IMAGE_OPTIONS[family]
+        self._options = image_options(processor)
+        if self._options.get("do_pan_and_scan"):
+            raise ValueError(
+                "The processor's images_kwargs turn do_pan_and_scan on, which makes several entries of pixels of an image; TRL "
+                "cannot tell whose they are. Set processor.images_kwargs['do_pan_and_scan'] = False."
+            )
 
     def __call__(self, images: list[list[Image.Image]]) -> dict[str, Any]:
         """Tensors by name, along dimension 0 in the order of the images; what else the image processor returns."""
         return dict(self._image_processor(images=images, return_tensors="pt", **self._options))
 
 
-def rgb_reader(model: PreTrainedModel) -> Callable[[Image.Image], Image.Image]:
-    """What makes an RGB image of any other as the processor of the model's family does; of an unknown one, as most do."""
-    return load_image if model.config.model_type in _LOAD_IMAGE else to_rgb
+def image_options(processor: ProcessorMixin) -> dict[str, Any]:
+    """What a processor tells its image processor at each call; it wins over the latter's own settings."""
+    # An attribute that some have, as transformers' own call reads it.
+    return dict(getattr(processor, "images_kwargs", {}))
+
+
+def converts_to_rgb(processor: ProcessorMixin) -> bool:
+    """Whether a processor makes RGB of images in other modes; one that does not (LFM2-VL's default) refuses them."""
+    return bool(image_options(processor).get("do_convert_rgb", processor.image_processor.do_convert_rgb))
+
+
+def rgb_reader(processor: ProcessorMixin) -> Callable[[Image.Image | str], Image.Image]:
+    """What makes an RGB image of any other, or of a path or URL, with the pixels that the processor sees."""
+    convert = to_rgb if converts_to_rgb(processor) else to_unconverted_rgb
+
+    def read(image: Image.Image | str) -> Image.Image:
+        # This one loads images as it does paths: upright, and without transparency but for a colour that a file declares.
+        if isinstance(processor, Idefics2Processor):
+            return convert(load_image(image))
+        if not isinstance(image, str):
+            return convert(image)
+        fetched = processor.image_processor.fetch_images(image)
+        if not isinstance(fetched, torch.Tensor):
+            return convert(fetched)
+        if fetched.dtype != torch.uint8:
+            raise ValueError(
+                f"{image!r} holds values of 16 bits, which the processor takes from a path as if 255 were white. Save it with "
+                "8 bits, or make the column one of datasets.Image."
+            )
+        return to_pil_image(fetched)
+
+    return read
 
 
 def has_pixels_by_row(model: PreTrainedModel) -> bool:
@@ -111,7 +131,7 @@ def as_vllm_reads(family: str, name: str, weight: torch.Tensor) -> tuple[str, to
 
 def vllm_obstacle(family: str, mode: str, device: str) -> str | None:
     """Why a family is not sampled by vLLM in this `vllm_mode` beside training on this kind of device; `None` if it is."""
-    if family not in _IMAGE_OPTIONS:
+    if family not in FAMILIES:
         return "this model type is not known to CPPOTrainer"
     tables = [
         _VLLM_OBSTACLES,
@@ -143,6 +163,15 @@ def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> Non
             f"The rows of this generation batch have {num_images} images: as many images as rows, but not one each. "
             "TRL would cut the pixels of this model family in the wrong places. Drop the text-only rows."
         )
+
+
+def placeholder_texts(model: PreTrainedModel, processor: ProcessorMixin) -> list[str]:
+    """The texts that a prompt must not hold but where the processor puts them: they stand for images, videos and sounds."""
+    tokenizer = processor.tokenizer
+    tokens = tokenizer.convert_ids_to_tokens(placeholder_ids(model))
+    # A configuration may name the token of a kind that its tokenizer has not, and another word in its place.
+    own = [token for token in tokens if token in tokenizer.get_added_vocab()]
+    return sorted({*processor.all_special_multimodal_tokens, *own})
 
 
 def placeholder_ids(model: PreTrainedModel) -> list[int]:

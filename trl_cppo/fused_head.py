@@ -6,7 +6,7 @@ Shapes: `B` rows of the scoring batch, `S` its length, `T` completion tokens, `N
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,9 @@ import torch
 import trl.trainer.utils as trl_utils
 
 from .exact_kl import LogitTransform, exact_kl
+from .objective import Objective
+from .scoring_request import ScoringRequest
+from .view_batch import split_scores
 
 
 @contextmanager
@@ -99,3 +102,36 @@ def kl_to_views(
         for kl in divergences
     )
     return to_preserved, to_removed
+
+
+def answering_exact_kl(
+    request: ScoringRequest,
+    scoring: dict[str, Any],
+    objective: Objective,
+    positions: Callable[[int], torch.Tensor | None] | None = None,
+) -> AbstractContextManager:
+    """
+    While this is open, the scoring forward fills in the request's selection and divergences.
+
+    Args:
+        request ([`ScoringRequest`]): of a loss.
+        scoring (`dict[str, Any]`): the arguments of the scoring, with the view rows.
+        objective ([`Objective`]): selects the perception tokens.
+        positions (`Callable`, *optional*): see [`~shared_prefix.SharedPrefix.positions`].
+    """
+
+    def observe(arguments: tuple, results: tuple) -> None:
+        num_scored = len(arguments[0])
+        places = None if positions is None else positions(num_scored)
+        if places is None:
+            places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], num_scored)
+        entropies, device = results[1], request.mask.device
+        # With device_map="auto" on several devices the head is not where the batch is.
+        places = split_scores(*2 * [places.to(entropies.device)], request.rows).logps
+        anchor, _, removed = places
+        selected = objective.select(entropies[anchor], entropies[removed], request.mask.to(entropies.device))
+        to_preserved, to_removed = kl_to_views(arguments, places, selected)
+        request.selected = selected.to(device)
+        request.divergences = to_preserved.to(device), to_removed.to(device)
+
+    return observed_head(observe)

@@ -10,6 +10,9 @@ Pure functions of the standard library, of a time linear in the length of the te
 import re
 from collections.abc import Callable
 
+from .grading_text import normalise
+from .grading_units import split_unit
+
 MAX_LENGTH = 1000  # characters; beyond it an answer is right only as the same text
 
 _BOX = re.compile(r"\\boxed\s*\{")
@@ -18,50 +21,25 @@ _MARKS = ("<think>", "</think>", "<answer>", "</answer>")
 _LEAD_IN = re.compile(
     r"(?:the )?(?:(?:correct|final|right) )?(?:answer|option|choice)(?:(?: is)?:| is\b) *(?=\S)", re.IGNORECASE
 )
-_WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|texttt|mathrm|mathbf|mathit|mathsf|rm|bf|mbox|operatorname|boldsymbol)\s*\{"
-)
-_SPACE = re.compile(r"\\(?:quad|qquad)\b|(?<!\\)\\[,;:! ]|~|\s")
 _CHOICE = re.compile(
-    r"(?:(?:option|choice|answer):? )?\(?([A-Z])(?:\)?[.:]?$|(?:\)[.:]?|[.:]) (.+)$)", re.IGNORECASE | re.DOTALL
+    r"(?:(?:option|choice|answer):? )?[(\[]?([A-Z])(?:[)\]]?[.:!,]*$|(?:[)\]][.:]?|[.:]) ?(.+)$)",
+    re.IGNORECASE | re.DOTALL,
 )
-_MORE_CHOICES = re.compile(r"^(?:and\b|or\b|[&,/]|(?:[A-Z]\W*)+$)|\([A-Z]\)|\b[A-Z][.:)]")
+_MORE_CHOICES = re.compile(
+    r"^(?:and\b|or\b|[&,/]|(?:[A-Z]\W*)+$)|\([A-Z]\)|\b[A-Z][.:)]|\b(?:option|choice) \(?[A-Z]\b"
+)
+_NO_CHOICE = re.compile(r",? ?\(?not \(?[A-Z]\)?\)?$")  # "A, not B" is A
 _WORD = re.compile(r"[^\W\d_]+")
 _NO_WORDS = set(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt pi mod gcd lcm "
     "and or to than more less times over by".split()
 )
-_QUANTITY = re.compile(r"(.*(?:[\d)}\]]|\\pi))( ?)((?:[^\W\d_]|°)(?:[^\W\d_]|[°/ .])*(?:\^?\{?[23]\}?)?)$", re.DOTALL)
-_UNITS = {
-    "mm": "millimeter millimeters millimetre millimetres",
-    "cm": "centimeter centimeters centimetre centimetres",
-    "m": "meter meters metre metres",
-    "km": "kilometer kilometers kilometre kilometres",
-    "in": "inch inches",
-    "ft": "foot feet",
-    "yd": "yard yards",
-    "mi": "mile miles",
-    "mg": "milligram milligrams",
-    "g": "gram grams",
-    "kg": "kilogram kilograms",
-    "lb": "lbs pound pounds",
-    "s": "sec secs second seconds",
-    "min": "mins minute minutes",
-    "h": "hr hrs hour hours",
-    "l": "liter liters litre litres",
-    "ml": "milliliter milliliters millilitre millilitres",
-    "n": "newton newtons",
-    "j": "joule joules",
-    "w": "watt watts",
-    "v": "volt volts",
-    "hz": "hertz",
-    "pa": "pascal pascals",
-    "°": "degree degrees deg",
-    "°c": "celsius",
-    "°f": "fahrenheit",
-    "$": "dollar dollars usd",
-}
-_ALIASES = {alias: unit for unit, aliases in _UNITS.items() for alias in [unit, *aliases.split()]}
+# Two letters are a segment or a product, in any order, but for directions, words and theorems.
+_ORDERED = {"ne", "nw", "se", "sw", "en", "wn", "es", "ws", "no", "on", "hl", "lh"}
+_GENOTYPE = re.compile(r"(?:([A-Z])\1)+", re.IGNORECASE)
+_SEQUENCE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|[A-Z](?:-[A-Z]){2,}|[A-Z](?: ?(?:→|->) ?[A-Z])+")
+_LABEL = re.compile(r"^(?:[A-Z] ?(?=\([^()]*,[^()]*\)$)|[A-Za-z ]{4,}= ?(?=[^=]+$))")
+_RELATION = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![a-z])")
 
 
 def last_boxed(text: str) -> str | None:
@@ -120,6 +98,21 @@ def final_answer(solution: str) -> str:
     return answer
 
 
+def check_solution(solution: str) -> None:
+    """
+    Check that a completion can be right: with [`final_answer`], and that there is something to compare.
+
+    Raises:
+        `TypeError`: if the solution is not a string.
+        `ValueError`: if it is reasoning without an answer, or an answer in which nothing is written.
+    """
+    if not normalise(without_lead_in(normalise(final_answer(solution)))):
+        raise ValueError(
+            f"column 'solution': {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
+            "the row out."
+        )
+
+
 def without_lead_in(text: str) -> str:
     """An answer without words such as "The correct answer is" in front, and then without its full stop."""
     lead_in = _LEAD_IN.match(text)
@@ -130,8 +123,8 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
     r"""
     Whether an answer is the gold one.
 
-    Both without their lead-in, in this order: equal after normalisation; the letter of a multiple choice; text, where the
-    gold is text; the same number of the same unit; else mathematics.
+    Both without their lead-in, in this order: equal after normalisation; the letter of a multiple choice; names and
+    words, where the gold is one; the same number of the same unit; else mathematics.
 
     Args:
         gold (`str`): the solution, whose [`final_answer`] counts.
@@ -151,49 +144,27 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
     if not gold or not answer:
         return False
     if gold.casefold() == answer.casefold():
-        return True
+        return gold == answer or not _GENOTYPE.fullmatch(gold)  # Aa is not AA
     letter, meaning = _choice(gold)
     if letter is not None and letter.isupper():  # a lower-case letter is a variable
-        chosen, _ = _choice(answer)
-        return (chosen or "").upper() == letter or (meaning is not None and is_right(meaning, answer, equal))
-    if is_text(gold):
-        return _bare_text(gold) == _bare_text(answer)
-    return _equal_quantities(gold, answer, equal) if max(len(gold), len(answer)) <= MAX_LENGTH else False
+        return _same_choice(letter, meaning, answer, equal)
+    if is_name(gold) or is_text(gold):
+        return _bare_text(answer) in (_bare_text(gold), _reversed_angle(gold))
+    if max(len(gold), len(answer)) > MAX_LENGTH:
+        return False
+    return _equal_relations(*_without_label(gold, answer), equal)
 
 
-def normalise(text: str) -> str:
-    r"""Text without math delimiters, font commands, repeated or LaTeX spaces, and a full stop at the end."""
-    for old, new in [("−", "-"), ("\\%", "%"), ("\\$", "$"), ("²", "^2"), ("³", "^3"), ("{,}", ",")]:
-        text = text.replace(old, new)
-    text = re.sub(r"\\(?:left|right)(?![a-z])", "", text)
-    text = re.sub(r"\^\s*(?:\\circ(?![a-z])|\{\s*\\circ\s*\})|\\degree(?![a-z])", "°", text)
-    text = " ".join(_SPACE.sub(" ", _unwrap(text)).split())
-    for opening, closing in [("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")]:
-        inside = text[len(opening) : -len(closing)]
-        if text.startswith(opening) and text.endswith(closing) and inside and opening not in inside:
-            text = inside
-    return text.strip().removesuffix(".").strip()
-
-
-def _unwrap(text: str) -> str:
-    """Font commands without their braces: a stack, for a model may nest them ten thousand deep."""
-    pieces, stack, end = [], [], 0
-    for match in re.finditer(rf"{_WRAPPER.pattern}|\\.|[{{}}]", text, re.DOTALL):
-        pieces.append(text[end : match.start()])
-        token, end = match.group(), match.end()
-        if token == "{" or _WRAPPER.fullmatch(token):
-            stack.append(token)
-            pieces.append("{" if token == "{" else " ")
-        elif token == "}":
-            pieces.append("}" if not stack or stack.pop() == "{" else " ")
-        else:
-            pieces.append(token)
-    return "".join([*pieces, text[end:]])
+def _same_choice(letter: str, meaning: str | None, answer: str, equal: Callable[[str, str], bool]) -> bool:
+    chosen, _ = _choice(answer)
+    if chosen is not None and (chosen.isupper() or chosen.upper() == letter):
+        return chosen.upper() == letter  # whatever is written behind it
+    return meaning is not None and is_right(meaning, answer, equal)
 
 
 def _choice(text: str) -> tuple[str | None, str | None]:
     """The letter of a multiple choice and what is written behind it: `(A)`, `A.`, `Option A`, `A. 12 cm`."""
-    match = _CHOICE.match(text)
+    match = _CHOICE.match(_NO_CHOICE.sub("", text))
     if match is None or (match[2] is not None and _MORE_CHOICES.search(match[2])):  # "A. and B.": two are none
         return None, None
     return match[1], match[2]
@@ -203,40 +174,67 @@ def is_text(text: str) -> bool:
     """Whether it is words, not mathematics: math-verify takes `listen` for a product of letters, so for `silent`."""
     words = _WORD.findall(text.lower())
     plain = not re.search(r"[\d\\^_=+*/<>{}|%$°]", text)
-    return plain and any(len(word) > 3 or word in ("yes", "no") for word in words) and not _NO_WORDS & set(words)
+    return plain and any(len(word) > 2 or word in ("yes", "no") for word in words) and not _NO_WORDS & set(words)
+
+
+def is_name(text: str) -> bool:
+    """Whether it is letters that stand in an order: `SAS`, `NE`, `Aa`, `H_2O`, `B-A-C`, `2023-01-05`; not the segment AB."""
+    bare = re.sub(r"[_{}]", "", text)
+    letters = "".join(_WORD.findall(bare))
+    if _SEQUENCE.fullmatch(text) or text.lower() in _ORDERED:
+        return True
+    return bool(re.fullmatch(r"[A-Z][A-Za-z\d]*", bare)) and len(letters) > 1 and not re.fullmatch("[A-Z]{2}", bare)
 
 
 def _bare_text(text: str) -> str:
-    return re.sub(r"^(?:the|an|a) (?=.)", "", text.casefold().strip(" .,;:!\"'“”‘’()"))
+    return re.sub(r"^(?:the|an|a) (?=.)|[_{}]", "", text.casefold().strip(" .,;:!\"'“”‘’()"))
+
+
+def _reversed_angle(gold: str) -> str:
+    match = re.fullmatch(r"angle ([a-z])([a-z])([a-z])", _bare_text(gold))
+    return f"angle {match[3]}{match[2]}{match[1]}" if match else _bare_text(gold)
+
+
+def _without_label(gold: str, answer: str) -> tuple[str, str]:
+    """Without the name of a point or of a quantity, `A(3, -2)` or `Area = 5`, where one side alone has it."""
+    bare = [_LABEL.sub("", text) for text in (gold, answer)]
+    return (gold, answer) if gold != bare[0] and answer != bare[1] else (bare[0], bare[1])
+
+
+def _equal_relations(gold: str, answer: str, equal: Callable[[str, str], bool]) -> bool:
+    r"""`\geq 5`, which math-verify does not read, by its sign; and what stands before the last `=`."""
+    signs, other_signs = _RELATION.findall(gold), _RELATION.findall(answer)
+    if signs and other_signs and (_RELATION.match(gold) or _RELATION.match(answer)):  # one says no variable
+        gold, answer = (re.sub(rf"^[A-Za-z] ?(?={_RELATION.pattern})", "", text) for text in (gold, answer))
+        if not (_RELATION.match(gold) and _RELATION.match(answer)) or signs != other_signs or len(signs) > 1:
+            return False
+        gold, answer = (_RELATION.sub("", text).strip() for text in (gold, answer))
+        return bool(gold and answer) and _equal_quantities(gold, answer, equal)
+    if "=" in answer and "=" not in gold:  # of which math-verify sees the last side alone: 7 = 5
+        *sides, _ = (side.strip() for side in answer.split("="))
+        numbers = [side for side in sides if not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side))]
+        if not all(_equal_quantities(gold, number, equal) for number in numbers):
+            return False
+    return _equal_quantities(gold, answer, equal)
 
 
 def _equal_quantities(gold: str, answer: str, equal: Callable[[str, str], bool]) -> bool:
-    (gold_number, gold_unit), (number, unit) = _split_unit(gold), _split_unit(answer)
+    (gold_number, gold_unit), (number, unit) = split_unit(gold), split_unit(answer)
     if gold_unit and unit and gold_unit != unit:
         return False
-    return gold_number == number or equal(gold_number, number)
+    if gold_number == number:
+        return True
+    if any(re.search(r"(?<!\\frac )(?<!\\frac)\d \d", text) for text in (gold_number, number)):
+        return False  # two numbers in a row, which math-verify adds
+    return _equal_percentages(gold_number, number, equal)
 
 
-def _split_unit(text: str) -> tuple[str, str]:
-    """
-    A number and its unit, `""` if there is none: any words of several letters behind a space (`5 apples`), or a known
-    unit with or without one (`5m`, but `5x` is five times x).
-    """
-    if text[:1] in ("$", "€", "£") and text[1:2].isdigit():
-        return text[1:], text[0]
-    match = _QUANTITY.match(text)
-    if match is None:
-        return text, ""
-    number, space, unit = match.groups()
-    words = _WORD.findall(unit.lower())
-    known = unit.startswith("°") or all(word in _ALIASES for word in words)
-    if _NO_WORDS & set(words) or not (known or space and all(len(word) > 1 for word in words)):
-        return text, ""
-    return number.strip(), _canonical(unit.lower())
-
-
-def _canonical(unit: str) -> str:
-    unit = re.sub(r"^(?:square|sq\.?) (.+)", r"\1 2", re.sub(r"^cubic (.+)", r"\1 3", unit))
-    unit = re.sub(r"[\^{} .]", " ", unit.replace(" per ", "/"))
-    words = _WORD.sub(lambda word: _ALIASES.get(word[0]) or word[0].removesuffix("s"), unit)
-    return words.replace(" ", "").replace("°°", "°")
+def _equal_percentages(gold: str, answer: str, equal: Callable[[str, str], bool]) -> bool:
+    bare_gold, bare = gold.removesuffix("%"), answer.removesuffix("%")
+    if equal(bare_gold, bare):
+        return True
+    if (bare_gold != gold) == (bare != answer):
+        return False
+    if bare_gold != gold:
+        return equal(f"\\frac{{{bare_gold}}}{{100}}", bare)
+    return equal(bare_gold, f"\\frac{{{bare}}}{{100}}")

@@ -8,6 +8,8 @@ Whatever comes from a model, a data set, a path or a user is escaped: a card is 
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -16,14 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import is_peft_model
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
+from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 from trl.trainer.utils import get_callable_name
 
 from .card_results import TASK, embedded_results, evaluation_results, merge_results, results_section
 from .card_sources import BaseModel, find_base_model, hub_dataset
+from .families import rgb_reader
 from .image_size import limit_pixels
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .plotting import metric_history, plot_training
@@ -90,8 +95,8 @@ def write_card(
     if results:
         data.model_name, data.eval_results = name, results
     if trainer.card_example is not None:
-        limits = trainer.args.max_pixels, trainer.args.min_pixels
-        image = limit_pixels(trainer.card_example.image, *limits).copy()  # as the model was trained
+        limits, to_rgb = (trainer.args.max_pixels, trainer.args.min_pixels), rgb_reader(trainer.processing_class)
+        image = to_rgb(limit_pixels(trainer.card_example.image, *limits, to_rgb)).copy()  # as the model sees it
         image.info = {}  # nothing of the camera and the place
         image.save(folder / EXAMPLE_IMAGE)
     card = ModelCard.from_template(
@@ -276,3 +281,19 @@ def _packages(trainer: "CPPOTrainer", is_adapter: bool) -> list[str]:
     if trainer.is_deepspeed_enabled and find_spec("deepspeed") is not None:
         names.append("deepspeed")
     return names
+
+
+@contextmanager
+def without_peft_card(model: nn.Module) -> Iterator[None]:
+    """
+    PEFT writes a card of its own before the weights. It fails where it cannot read an older one, and names the base model's
+    local path, which would go to the Hub where ours fails.
+    """
+    if not is_peft_model(model):
+        yield
+        return
+    model.create_or_update_model_card = lambda output_dir: None
+    try:
+        yield
+    finally:
+        del model.create_or_update_model_card

@@ -5,7 +5,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
+
+from .weights import rounded_by_default
 
 if TYPE_CHECKING:
     from .model_card import CardExample
@@ -14,12 +17,12 @@ if TYPE_CHECKING:
 EXAMPLE_IMAGE = "example.png"
 
 _CODE = """\
-from PIL import {pil}
+{imports}from PIL import {pil}
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model_id = {model_id}{comment}
 processor = AutoProcessor.from_pretrained(model_id{subfolder})
-model = AutoModelForImageTextToText.from_pretrained(model_id{subfolder}, device_map="auto")
+{model}
 
 {image}
 content = [{{"type": "image", "image": image}}, {{"type": "text", "text": {question}}}]
@@ -29,6 +32,15 @@ inputs = processor.apply_chat_template(
 ).to(model.device, model.dtype)
 output = model.generate(**inputs, max_new_tokens={max_new_tokens})
 print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
+
+_MODEL = """\
+model = AutoModelForImageTextToText.from_pretrained(model_id{subfolder}{dtype}, device_map="auto")"""
+# As trl_cppo.weights loads it: `from_pretrained` of an adapter's folder leaves out DoRA's magnitudes.
+_ADAPTER = """\
+adapter = PeftConfig.from_pretrained(model_id{subfolder})
+base = adapter.base_model_name_or_path
+model = AutoModelForImageTextToText.from_pretrained(base, revision=adapter.revision{dtype}, device_map="auto")
+model = PeftModel.from_pretrained(model, model_id{subfolder})"""
 
 _DRAWN = """\
 image = Image.new("RGB", (448, 224), "white")  # or Image.open("your.png")
@@ -79,13 +91,20 @@ def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoin
         question = example.question
     else:
         image, question = f'image = Image.open(f"{{model_id}}/{EXAMPLE_IMAGE}")', example.question
-    code = _CODE.format(
+    part = f", subfolder={ascii(subfolder)}" if on_hub and subfolder else ""
+    is_adapter = is_peft_model(trainer.model)
+    # The default is one type for all weights, and would round those that were saved in a wider one.
+    dtype = ', dtype="float32"' if rounded_by_default(trainer.model) else ""
+    imports = ["from huggingface_hub import hf_hub_download\n"] if example is not None and on_hub else []
+    imports += ["from peft import PeftConfig, PeftModel\n"] if is_adapter else []
+    return _CODE.format(
+        imports="".join(imports),
         pil="Image, ImageDraw" if example is None else "Image",
         model_id=ascii(on_hub or local),
-        subfolder=f", subfolder={ascii(subfolder)}" if on_hub and subfolder else "",
+        subfolder=part,
         comment="" if on_hub else "  # a local folder",
+        model=(_ADAPTER if is_adapter else _MODEL).format(subfolder=part, dtype=dtype),
         image=image,
         question=ascii(question),
         max_new_tokens=args.max_completion_length,
     )
-    return code if example is None or not on_hub else f"from huggingface_hub import hf_hub_download\n{code}"

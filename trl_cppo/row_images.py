@@ -9,21 +9,23 @@ from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
-from transformers.image_utils import load_image
 
 from .dataset_checks import describe_image, row_name
 from .image_size import check_limits, limit_pixels
-from .views import to_rgb
+from .views import load_path, to_rgb
 
 
 class RowImages:
     """
-    Brings images under a limit ([`limit_pixels`]). Nothing is changed in place; without a limit nothing is changed.
+    Brings images under a limit ([`limit_pixels`]) and into a mode that the processor takes. Nothing is changed in place;
+    without a limit, and for a processor that converts modes itself, nothing is changed.
 
     Args:
         max_pixels (`int`, *optional*): the most pixels of an image.
         min_pixels (`int`, *optional*): the fewest.
         to_rgb (`Callable`, *optional*): makes an RGB image of any other as the model's processor does.
+        convert (`bool`, *optional*, defaults to `False`): whether to make images in other modes RGB, for a processor that
+            converts none and refuses them.
         load_paths (`bool`, *optional*, defaults to `False`): whether to read images that are paths or URLs without a
             limit too, as vLLM takes none (TRL issue 6519). With a limit they are always read, as processors read them.
 
@@ -40,13 +42,15 @@ class RowImages:
         min_pixels: int | None = None,
         to_rgb: Callable[[Image.Image], Image.Image] = to_rgb,
         load_paths: bool = False,
+        convert: bool = False,
     ):
         check_limits(max_pixels, min_pixels)
         self.max_pixels = max_pixels
         self.min_pixels = min_pixels
         self._to_rgb = to_rgb
         self._limited = max_pixels is not None or min_pixels is not None
-        self.active = load_paths or self._limited
+        self._convert = convert
+        self.active = load_paths or convert or self._limited
 
     def rows(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """
@@ -129,7 +133,9 @@ class RowImages:
 
     def _read(self, image: Any) -> Any:
         if isinstance(image, str):
-            image = load_image(image)
+            image = load_path(image)
+        if self._convert and isinstance(image, Image.Image) and image.mode != "RGB":
+            image = self._to_rgb(image)
         if not self._limited:
             return image
         if not isinstance(image, Image.Image):

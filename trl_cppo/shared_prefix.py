@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from .config import CPPOConfig
 from .families import has_pixels_by_row, placeholder_ids
 from .packing import Packing, pack_scoring, packed_positions, plan_packing, same_prompts, tokens_saved
-from .packing_choice import mrope_index
+from .packing_choice import mrope_index, packing_obstacle
 from .prefix_attention import PackedForwards
 from .regrouping import micro_batches_matter, regrouped, window_size
 from .view_batch import SCORING_ARGUMENTS
@@ -25,8 +26,8 @@ TOKEN_RATIO = "shared_prefix/token_ratio"  # the metric: tokens of a packed micr
 # Attention among packed prompts calls its kernel twice a prompt. On a CPU and a small model (benchmarks/prefix_overhead.py) packing
 # takes 0.89 to 1.27 of the time of plain rows where a prompt saves up to 23 tokens, 0.93 or less from 33 on.
 MIN_TOKENS_SAVED = 32  # a prompt, views counted as prompts, on average
-PLAIN_ROWS = "share_prefix scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."
-REGROUPED = (
+_PLAIN_ROWS = "share_prefix scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."
+_REGROUPED = (
     "share_prefix=True brings the rollouts of a prompt together within a generation batch of {} micro-batches, so optimizer "
     "steps hold fewer prompts, and more rollouts of each, than GRPOTrainer's. share_prefix='auto' keeps its steps."
 )
@@ -90,7 +91,7 @@ class SharedPrefix:
     def warn_if_unused(self) -> None:
         """At the first log: say so if nothing was packed until then."""
         if not self._warned and not self._packed_ever and self.plain_because is not None:
-            logger.warning(PLAIN_ROWS.format(self.plain_because))
+            logger.warning(_PLAIN_ROWS.format(self.plain_because))
         self._warned = True
 
     def regroup(self, micro_batches: list[dict[str, Any]], args: CPPOConfig) -> list[dict[str, Any]]:
@@ -181,3 +182,29 @@ class SharedPrefix:
         finally:
             self._packing = None
         return packing.unpack(logps), None if entropies is None else packing.unpack(entropies)
+
+
+def share_prefix(
+    models: list[PreTrainedModel], args: CPPOConfig, has_aux_loss: bool, own_images: bool, accelerator: Accelerator
+) -> SharedPrefix | None:
+    """
+    What scores the rollouts of a prompt behind one copy of it, as `args.share_prefix` says; `None` where each has a row of its
+    own. For the other arguments see [`packing_obstacle`].
+
+    Raises:
+        `ValueError`: if `share_prefix` is `True` and it cannot be done.
+    """
+    if not args.share_prefix or (
+        args.share_prefix == "auto" and args.cpl_coef == 0
+    ):  # a run is then GRPO's bit for bit
+        return None
+    always = args.share_prefix is True
+    obstacle = packing_obstacle(models, args, has_aux_loss, own_images)
+    if obstacle is None:
+        if always and window_size(args) < args.steps_per_generation:
+            logger.warning(_REGROUPED.format(args.steps_per_generation))
+        return SharedPrefix(models[0], accelerator.num_processes, always)
+    if always:
+        raise ValueError(f"share_prefix=True is not possible: {obstacle}. Or use share_prefix='auto' or False.")
+    logger.warning(_PLAIN_ROWS.format(obstacle))
+    return None

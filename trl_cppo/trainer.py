@@ -7,7 +7,8 @@ Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tok
 
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,29 +17,24 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
-from .carded import CardedGRPOTrainer
+from .completions_table import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of
-from .families import ViewProcessor, check_image_counts, placeholder_ids, rgb_reader
-from .fused_head import kl_to_views, observed_head, scored_positions
+from .families import ViewProcessor, check_image_counts, placeholder_ids, placeholder_texts
+from .fused_head import answering_exact_kl
 from .gate import above_group_mean
-from .losses import (
-    divergence_contrast,
-    masked_mean,
-    perception_token_mask,
-    sampled_divergences,
-    squared_gradients,
-)
-from .metrics import WindowSums, cpl_metrics, cpl_sums
-from .packing_choice import packing_obstacle
+from .metrics import WindowSums, cpl_metrics
+from .model_card import CardExample, WeightsClock, without_peft_card, write_card
+from .objective import Objective
+from .prompt_checks import check_all_prompts
 from .prompt_lengths import report_prompt_lengths
-from .regrouping import window_size
 from .rollout_views import RolloutImages, make_views
 from .row_images import RowImages
 from .sampler_check import DIFFERENCE, SamplerCheck
 from .scoring_request import ScoringRequest
-from .shared_prefix import PLAIN_ROWS, REGROUPED, TOKEN_RATIO, SharedPrefix
-from .view_batch import ViewPair, append_view_rows, bind_scoring, split_scores, view_keys
+from .shared_prefix import TOKEN_RATIO, share_prefix
+from .upstream import RepairedGRPOTrainer, decorating
+from .view_batch import ViewPair, append_view_rows, bind_scoring, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
 
@@ -55,7 +51,7 @@ def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     return batch["completion_mask"] * batch.get("tool_mask", 1)
 
 
-class CPPOTrainer(CardedGRPOTrainer):
+class CPPOTrainer(RepairedGRPOTrainer):
     """
     Trainer for Contrastive Perception Policy Optimization (CPPO, arXiv 2601.00501), a drop-in replacement for
     [`~trl.GRPOTrainer`] on vision-language models.
@@ -181,63 +177,43 @@ class CPPOTrainer(CardedGRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
-        self.row_images = RowImages(args.max_pixels, args.min_pixels, rgb_reader(self.model), load_paths=self.use_vllm)
         self.process_views = ViewProcessor(self.model, self.processing_class)
+        self.row_images = RowImages(
+            args.max_pixels, args.min_pixels, self.process_views.to_rgb, load_paths=self.use_vllm,
+            convert=not self.process_views.converts,
+        )  # fmt: skip
         self.view_maker = ViewMaker(
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
             seed=args.seed,
-            to_rgb=self.process_views.to_rgb,
+            read=self.process_views.to_rgb,
         )
-        self.prefix = self._make_prefix()
+        own_images = bool(tools) or environment_factory is not None
+        self.prefix = share_prefix(self._scored_models(), args, self.aux_loss_enabled, own_images, self.accelerator)
+        if self.prefix is not None:
+            self._model_hooks.append(self.prefix)
+        place = self.accelerator.process_index, self.accelerator.num_processes
+        self.table = CompletionsTable(self._tokenizer, *place) if self.log_completions and args.cpl_coef != 0 else None
+        self.card_example: CardExample | None = None
+        self.card_dataset: str | None = None
+        self.weights_clock = WeightsClock()
+        self.add_callback(self.weights_clock)
+        self._saving = False  # a checkpoint, which is not lost for its card
         self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
         self._rewards = torch.empty(0)  # of the last generation batch, of all processes
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
         if args.suppress_vision_tokens:
-            self._suppress_vision_tokens()
+            self._suppress_tokens(placeholder_ids(self.model))
         if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
             logger.warning(
                 "num_generations_eval=1 gives every rollout of an evaluation the advantage 0: none is gated, and the metrics "
                 "eval_cpl/* stay empty. Set it to 2 or more to see them."
             )
 
-    def _make_prefix(self) -> SharedPrefix | None:
-        """What scores the rollouts of a prompt behind one copy of it; `None` where each has a row of its own."""
-        args = self.args
-        if not args.share_prefix or (args.share_prefix == "auto" and args.cpl_coef == 0):  # then GRPO's, bit for bit
-            return None
-        own_images = bool(self.tools) or self.environment_factories is not None
-        obstacle = packing_obstacle(self._scored_models(), args, self.aux_loss_enabled, own_images)
-        if obstacle is None:
-            prefix = SharedPrefix(self.model, self.accelerator.num_processes, always=args.share_prefix is True)
-            self._model_hooks.append(prefix)
-            if prefix.always and window_size(args) < args.steps_per_generation:
-                logger.warning(REGROUPED.format(args.steps_per_generation))
-            return prefix
-        if args.share_prefix is True:
-            raise ValueError(f"share_prefix=True is not possible: {obstacle}. Or use share_prefix='auto' or False.")
-        logger.warning(PLAIN_ROWS.format(obstacle))
-        return None
-
-    def _suppress_vision_tokens(self) -> None:
-        """Ban the image and video placeholders from sampling, on top of what the user or TRL bans already."""
-        ids = placeholder_ids(self.model)
-        if self.use_vllm:
-            # vLLM's sampling parameters reject `suppress_tokens`; `bad_words` bans the same by their text, and unlike
-            # `logit_bias`, whose integer keys become strings in JSON, it reaches a vLLM server unharmed.
-            engine = self.vllm_generation
-            words = self._tokenizer.convert_ids_to_tokens(ids)
-            banned = [*engine.generation_kwargs.get("bad_words", []), *words]
-            engine.generation_kwargs = {**engine.generation_kwargs, "bad_words": list(dict.fromkeys(banned))}
-            return
-        # TRL keeps the settings twice, as a GenerationConfig and as the keyword arguments that override the model's.
-        banned = sorted({*(self.generation_config.suppress_tokens or []), *ids})
-        self.generation_config.suppress_tokens = banned
-        self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
-
     def train(self, *args, **kwargs):
+        check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
         if self.is_world_process_zero():
             report_prompt_lengths(self)
         return super().train(*args, **kwargs)
@@ -257,12 +233,17 @@ class CPPOTrainer(CardedGRPOTrainer):
         key = self._generation_key()
         inputs = self.row_images.rows(inputs)  # here, so that rollouts, rewards and views are of the same images
         prompts = self._prompts_of_rows(len(inputs))
+        if self.table is not None:  # TRL gathers these with the rollouts, so that columns and rows stay together
+            for column, values in self.table.columns(inputs).items():
+                self._log_completion_extra(column, values)
         with self._asking(ScoringRequest(prompts)):  # the old policy and the reference
             batch = super()._generate_and_score_completions(inputs)
         check_image_counts(self.process_views.pixels_by_row, batch.get("num_images"))
         # Lists of B entries, tensors of B entries and 0-dim tensors: TRL shuffles and splits the former by row and passes the
         # last on.
         device = batch["advantages"].device
+        if self.table is not None:
+            batch[TABLE_ROW] = self.table.begin(len(inputs), len(self._logs["advantages"]))
         if self.prefix is not None:
             batch["prompt_keys"] = torch.tensor(prompts, device=device)
         if self.args.cpl_coef == 0:
@@ -383,7 +364,8 @@ class CPPOTrainer(CardedGRPOTrainer):
             check_image_counts(self.process_views.pixels_by_row, scoring.get("num_images"))
         extended = append_view_rows(scoring, request.rows, request.pairs, self.process_views)
         exact = self.args.cpl_divergence == "kl" and request.mask is not None
-        with self._exact_kl(request, extended) if exact else nullcontext():
+        positions = None if self.prefix is None else self.prefix.positions
+        with answering_exact_kl(request, extended, self._objective(), positions) if exact else nullcontext():
             if self.prefix is None or request.prompts is None:
                 logps, entropies, *rest = score(**extended)
             else:
@@ -392,72 +374,26 @@ class CPPOTrainer(CardedGRPOTrainer):
         num_anchors = scoring["input_ids"].size(0)
         return logps[:num_anchors], entropies if entropies is None else entropies[:num_anchors], *rest
 
-    def _exact_kl(self, request: ScoringRequest, scoring: dict[str, Any]) -> AbstractContextManager:
-        """While this is open, the scoring forward fills in the request's divergences."""
-
-        def observe(arguments: tuple, results: tuple) -> None:
-            places = None if self.prefix is None else self.prefix.positions(len(arguments[0]))
-            if places is None:
-                places = scored_positions(scoring["attention_mask"], scoring["logits_to_keep"], len(arguments[0]))
-            entropies, device = results[1], request.mask.device
-            # With device_map="auto" on several devices the head is not where the batch is.
-            places = split_scores(*2 * [places.to(entropies.device)], request.rows).logps
-            anchor, _, removed = places
-            selected = self._select(entropies[anchor], entropies[removed], request.mask.to(entropies.device))
-            to_preserved, to_removed = kl_to_views(arguments, places, selected)
-            request.selected = selected.to(device)
-            request.divergences = to_preserved.to(device), to_removed.to(device)
-
-        return observed_head(observe)
-
-    def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
-        args = self.args
-        options = dict(
-            ratio=args.perception_token_ratio, score=args.perception_score, min_shift=args.min_entropy_shift
-        )
-        return perception_token_mask(*entropies_and_mask, **options)
+    def _objective(self) -> Objective:
+        return Objective.of(self.args)
 
     def _contrastive_perception_loss(
         self, inputs: dict[str, Any], request: ScoringRequest, policy_loss: torch.Tensor
     ) -> torch.Tensor:
-        """The micro-batch's share of λ · CPL, a 0-dim tensor, so scaled that the shares of a window add up to it."""
-        scores = split_scores(request.logps, request.entropies, request.rows)
-        exact = request.divergences is not None
-        if not exact:
-            request.selected = self._select(scores.entropies, scores.removed_entropies, request.mask)
-            request.divergences = sampled_divergences(scores.logps, request.selected, self.args.cpl_divergence)
-        selected, divergences = request.selected, request.divergences
-        self._keep_selection(inputs, request.rows, selected)
-        loss = divergence_contrast(*divergences, self.args.cpl_temperature)
-        share = at_logps = self.args.cpl_coef * self._share_of_window(inputs, loss, selected)
-        if exact:  # it comes from hidden states: what it does to the log-probs is told by its estimate
-            estimates = sampled_divergences(scores.logps, selected, "k3")
-            estimate = divergence_contrast(*estimates, self.args.cpl_temperature)
-            at_logps = self.args.cpl_coef * self._share_of_window(inputs, estimate, selected)
-        sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
-        squares = squared_gradients((policy_loss, at_logps), request.logps)
-        totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
-        self._cpl_sums[self._mode].add(totals)
-        return self._bounded(share, *totals[-2:].sqrt().tolist())
-
-    def _bounded(self, share: torch.Tensor, policy_norm: float, share_norm: float) -> torch.Tensor:
-        """Where the policy loss has no gradient the CPL, too, gets none: the bound holds there as well."""
-        limit = self.args.cpl_max_gradient_ratio
-        if limit is None or share_norm <= limit * policy_norm:
-            return share
-        return share * (limit * policy_norm / share_norm)
-
-    def _share_of_window(self, inputs: dict[str, Any], loss: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
-        """The token losses `(N, T)` reduced as `cpl_reduction` says."""
+        """The micro-batch's share of λ · CPL, a 0-dim tensor."""
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
-        if self.args.cpl_reduction == "token":
-            return masked_mean(loss, selected) / steps
         # The gated rows of the generation batch, rescaled to one optimizer window as TRL's dapo loss rescales tokens.
         # Gradients are averaged over the processes, hence the division by their number.
         num_gated = inputs["num_gated_rows"].clamp(min=1) / self.accelerator.num_processes
         if self.model.training:
             num_gated = num_gated * steps / self.args.steps_per_generation
-        return masked_mean(loss, selected, dim=1).sum() / num_gated
+        objective = self._objective()
+        share, sums = objective.loss(request, policy_loss, len(inputs["cpl_views"]), steps, num_gated)
+        if self.table is not None:
+            self.table.note(inputs, request.rows, request.selected)
+        totals = self.accelerator.reduce(sums, reduction="sum")
+        self._cpl_sums[self._mode].add(totals)
+        return objective.bounded(share, totals)
 
     def _compare_sampler(self, inputs: dict[str, Any], request: ScoringRequest) -> None:
         """Once its loss is computed, what a micro-batch says about vLLM, if it was scored by the weights that sampled it."""
@@ -489,4 +425,46 @@ class CPPOTrainer(CardedGRPOTrainer):
             self._metrics[self._mode].update({name: [value] for name, value in values.items()})
         if self.prefix is not None:
             self.prefix.warn_if_unused()
+        if self.table is not None:
+            self.table.fill(self._logs["extra"][PERCEPTION_TOKENS])
         super().log(logs, start_time)
+
+    # What is saved -----------------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
+        checkpoint and before every upload. What fails raises, but for a checkpoint, which is saved without its card then.
+        """
+        with decorating("the model card") if self._saving else nullcontext():
+            super().create_model_card(model_name, dataset_name, tags)
+            if self.is_world_process_zero():
+                write_card(self, model_name, dataset_name)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        with without_peft_card(self.accelerator.unwrap_model(self.model)):
+            super().save_model(output_dir, _internal_call)
+        # TRL leaves a checkpoint without a card. Here and not after the checkpoint is complete, for by then it may have
+        # been sent to the Hub.
+        if (output_dir is None and _internal_call) or not self.is_world_process_zero():  # a push makes the card itself
+            return
+        with decorating(f"the model card of {folder}"):
+            self._write_cards(folder)
+
+    def _write_cards(self, folder: Path) -> None:
+        output = Path(self.args.output_dir)
+        if folder.resolve() == output.resolve() or not (output / "README.md").is_file():
+            self.create_model_card()
+        if folder.resolve() != output.resolve():
+            folder.mkdir(parents=True, exist_ok=True)  # FSDP saves sharded weights later, in a folder of their own
+            write_card(self, checkpoint=folder)

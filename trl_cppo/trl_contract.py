@@ -26,6 +26,7 @@ _SCORING_NEEDS = frozenset({"model", "input_ids", "attention_mask", "logits_to_k
 # The arguments of GRPOTrainer's other methods that we override or call. `...`: and any others, which our overrides hand on.
 _METHODS: dict[str, tuple] = {
     "train": ("resume_from_checkpoint", ...),
+    "_prepare_for_training": (...,),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_get_dataloader": ("dataset", "description", ...),
     "_remove_unused_columns": ("dataset", "description"),
@@ -44,6 +45,8 @@ _METHODS: dict[str, tuple] = {
     "save_model": ("output_dir", "_internal_call"),
     "_save_checkpoint": ("model", "trial"),
     "_load_best_model": (),
+    "_push_from_checkpoint": ("checkpoint_folder",),
+    "_finish_current_push": (),
     "_get_output_dir": ("trial",),
     "create_model_card": ("model_name", "dataset_name", "tags"),
 }

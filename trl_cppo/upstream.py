@@ -4,24 +4,29 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
-from .dataset_checks import ROW_NAME, LocatedRows, find_image_fault, images_of, row_names
+from .completions_table import even_contents
+from .dataset_checks import ROW_PLACE, LocatedRows, find_row_fault, images_of, may_be_a_rows_fault, row_names
+from .families import placeholder_texts
 from .image_row import ImagelessForwards
 from .trl_contract import check_trainer, check_trl
 from .upstream_vllm import repaired_vllm
+from .weights import checked_loading, restore
 
 logger = logging.get_logger(__name__)
 
@@ -46,15 +51,32 @@ class RepairedGRPOTrainer(GRPOTrainer):
             logger.warning("The processing class pads on the right; set to the left, on which prompts must be padded.")
             self._tokenizer.padding_side = "left"
         self._rollout_images: list[list[Any] | None] | None = None
+        self._rows_are_suspected = True
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         self._model_hooks = [imageless]  # each with `attach(model)` and `detach()`
         self._hooks_attached = False
+        self._runs = 0  # that are going on: 2 in an evaluation during the training
 
     def _scored_models(self) -> list[PreTrainedModel]:
         """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
         models = [model for model in (self.model, self.ref_model) if model is not None]
         return [self.accelerator.unwrap_model(model) for model in models]
+
+    def _suppress_tokens(self, ids: list[int]) -> None:
+        """Ban tokens from sampling, on top of what the user or TRL bans already."""
+        if self.use_vllm:
+            # vLLM's sampling parameters reject `suppress_tokens`; `bad_words` bans the same by their text, and unlike
+            # `logit_bias`, whose integer keys become strings in JSON, it reaches a vLLM server unharmed.
+            engine = self.vllm_generation
+            words = self._tokenizer.convert_ids_to_tokens(ids)
+            banned = [*engine.generation_kwargs.get("bad_words", []), *words]
+            engine.generation_kwargs = {**engine.generation_kwargs, "bad_words": list(dict.fromkeys(banned))}
+            return
+        # TRL keeps the settings twice, as a GenerationConfig and as the keyword arguments that override the model's.
+        banned = sorted({*(self.generation_config.suppress_tokens or []), *ids})
+        self.generation_config.suppress_tokens = banned
+        self.generation_kwargs = {**self.generation_kwargs, "suppress_tokens": banned}
 
     def attach_hooks(self) -> None:
         """
@@ -75,27 +97,46 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _with_hooks(self) -> Iterator[None]:
-        if self._hooks_attached:  # an evaluation during the training
-            yield
-            return
         self.attach_hooks()
+        self._runs += 1
         try:
             yield
         finally:
-            self.detach_hooks()
+            self._runs -= 1
+            if self._runs == 0:
+                self.detach_hooks()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint:
+            self._check_state(Path(resume_from_checkpoint))
         # Of an earlier call: TRL would not push the weights of this one's first step to vLLM.
         self._last_loaded_step = -1
         with self._with_hooks():
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+            logger.warning("load_best_model_at_end: no checkpoint was the best. The model has its last weights.")
+        return output
 
     def evaluation_loop(self, *args, **kwargs):  # of `evaluate` and `predict`
         with self._with_hooks():
             return super().evaluation_loop(*args, **kwargs)
+
+    def _check_state(self, folder: Path) -> None:
+        """Say what a checkpoint does not hold besides weights, which Trainer passes over in silence. A collective operation."""
+        if not folder.is_dir():
+            raise FileNotFoundError(f"There is no checkpoint {folder}.")
+        self._check_shards(folder)
+        missing = _missing_state(folder, self.args.process_index, self.args.world_size, self.is_deepspeed_enabled)
+        if self.accelerator.num_processes > 1:  # each has a state of its own
+            missing = list(dict.fromkeys(gather_object(missing)))
+        if missing and self.is_world_process_zero():
+            logger.warning(
+                f"{folder} holds no state of the {' and the '.join(missing)} (save_only_model, or another number of "
+                "processes): training goes on with its weights, and with these anew."
+            )
 
     def _get_dataloader(self, dataset: Any, description: str, *args, **kwargs) -> DataLoader:
         # Reading errors of `datasets` name neither row nor column.
@@ -106,10 +147,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # Nor do the errors of TRL's prompts, of image processors and of rewards.
-        rows = [{key: value for key, value in example.items() if key != ROW_NAME} for example in inputs]
+        rows = [{key: value for key, value in example.items() if key != ROW_PLACE} for example in inputs]
         # And TRL gathers the images of those processes alone that have some, so that one without any hangs.
         log_images = self.log_multimodal and self.accelerator.num_processes > 1
         self.log_multimodal = self.log_multimodal and not log_images
+        self._rows_are_suspected = True
         try:
             given = (
                 rows if self.environment_factories is not None else _hide_missing_images(rows)
@@ -120,13 +162,19 @@ class RepairedGRPOTrainer(GRPOTrainer):
                 self._logs["images"].extend(gather_object([row_images or [] for row_images in images]))
             return batch
         except Exception as error:
-            fault = find_image_fault(inputs, self.processing_class.image_processor)
+            fault = self._find_row_fault(inputs) if may_be_a_rows_fault(error) else None
             if fault is not None:
                 raise ValueError(fault) from error
             error.add_note(f"While generating and scoring: {row_names(inputs)}. Columns: {', '.join(rows[0])}.")
             raise
         finally:
             self.log_multimodal = self.log_multimodal or log_images
+
+    def _find_row_fault(self, inputs: list[dict[str, Any]]) -> str | None:
+        if not self._rows_are_suspected:  # a reward's error: no image needs to be decoded again
+            return None
+        placeholders = placeholder_texts(self.model, self.processing_class)
+        return find_row_fault(inputs, self.processing_class.image_processor, placeholders)
 
     def _generate(self, prompts: list[Any]):
         output = super()._generate(prompts)
@@ -145,6 +193,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
+        self._rows_are_suspected = False  # their prompts and images went through the processor
         return super()._calculate_rewards(_as_given(inputs), *args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]):
@@ -157,19 +206,54 @@ class RepairedGRPOTrainer(GRPOTrainer):
         prompt_ids, multimodal_fields = _unpadded(prompt_ids, multimodal_fields, self._tokenizer.pad_token_id)
         return prompt_ids, images, multimodal_fields
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
-        # Trainer compares a checkpoint's keys with the model's as they are. Qwen2-VL and others are saved under older
-        # names, so nothing matches, a warning scrolls by and the run goes on from the INITIAL weights
-        # (QwenLM/Qwen3-VL issue 1763). from_pretrained translates the names.
-        target = self.model if model is None else model
-        if not isinstance(target, PreTrainedModel) or self.is_fsdp_enabled:  # adapters and shards keep their names
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _check_shards(self, folder: Path) -> None:
+        """Before anything is read: where one process alone does not find its part, the others wait for it."""
+        if self.is_deepspeed_enabled:
+            backend, shards = "DeepSpeed", "global_step*"
+        elif self.is_fsdp_enabled:
+            backend, shards = "FSDP", f"{FSDP_MODEL_NAME}*"
+        else:
             return
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
-        target.load_state_dict(saved.state_dict())
+        if not any(folder.glob(shards)):
+            raise ValueError(
+                f"{folder} holds no state of {backend} (save_only_model), which reads nothing else back. To train its weights "
+                "on from step 0, pass the folder as the model."
+            )
+
+    def _prepare_for_training(self, *args, **kwargs):
+        with checked_loading(self.model):  # of DeepSpeed's and FSDP's checkpoints, leniently where there are adapters
+            return super()._prepare_for_training(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        if self.is_fsdp_enabled:  # shards keep their names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            restore(self.model if model is None else model, resume_from_checkpoint)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        # TRL logs metrics, then writes and prints the table, in one method: errors of the latter alone are a warning.
+        if not self.log_completions:
+            super().log(logs, *args, **kwargs)
+            return
+        with decorating("the table of completions"):
+            even_contents(self._logs["prompt"], always="wandb" in self.args.report_to)
+        before = len(self.state.log_history)
+        mode = "train" if self.model.training else "eval"
+        try:
+            super().log(logs, *args, **kwargs)
+        except Exception:
+            if len(self.state.log_history) == before or self._metrics[mode]:  # which TRL empties in between
+                raise
+            with decorating("the table of completions"):
+                raise
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self._check_shards(Path(self.state.best_model_checkpoint))
+            with checked_loading(self.model):
+                super()._load_best_model()
+        else:
+            restore(self.model, self.state.best_model_checkpoint)
         self._last_loaded_step = -1  # TRL pushes weights to vLLM where the step has changed, which it has not here
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -184,6 +268,47 @@ class RepairedGRPOTrainer(GRPOTrainer):
                     f"{folder} could not be written whole and was removed. Older checkpoints are untouched."
                 )
             raise
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._tell_failed_uploads()  # the next ones take their place
+        with decorating(f"the upload of {checkpoint_folder}"):  # the other processes do not wait for this one
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._tell_failed_uploads()
+
+    def _tell_failed_uploads(self) -> None:
+        """Uploads run beside the training, and Trainer never asks what became of them."""
+        push = vars(self).get("push_in_progress")  # set by the main process, once it has a repository
+        jobs = [job for job in push.jobs if isinstance(job, Future) and job.done()] if push is not None else []
+        for job in jobs:
+            push.jobs.remove(job)
+            with decorating("an upload to the Hub"):
+                job.result()
+
+
+@contextmanager
+def decorating(what: str) -> Iterator[None]:
+    """
+    A warning in place of any error of what stands beside weights and metrics: a card, a picture, a table, an upload. One
+    process alone writes these, and the others would wait for it in vain.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.warning(f"Failed: {what} ({type(error).__name__}: {error}). Weights and training are untouched.")
+
+
+def _missing_state(folder: Path, process: int, processes: int, deepspeed: bool) -> list[str]:
+    """What a process will not find in a checkpoint, besides weights; DeepSpeed checks its own."""
+    missing = []
+    optimizer = [*folder.glob(OPTIMIZER_NAME), *folder.glob(f"{OPTIMIZER_NAME_BIN.partition('.')[0]}*")]
+    if not deepspeed and not (optimizer and (folder / SCHEDULER_NAME).is_file()):  # Trainer loads both or none
+        missing.append("optimizer and the learning rate's schedule")
+    if not (folder / ("rng_state.pth" if processes == 1 else f"rng_state_{process}.pth")).is_file():
+        missing.append("random number generators")
+    return missing
 
 
 def _is_complete(checkpoint: str | Path) -> bool:

@@ -61,7 +61,7 @@ class RepairedVLLMGeneration(VLLMGeneration):
     def generate(self, prompts: list[list[int]], images: list[list[Any] | None] | None, *args, **kwargs) -> tuple:
         if images is not None:
             # A server decodes otherwise than the trainer's processor: turned upright, transparency on black or white.
-            to_rgb = rgb_reader(self.model)
+            to_rgb = rgb_reader(self.processing_class)
             images = [[_bare(to_rgb(image)) for image in row or []] or None for row in images]
             images = images if any(images) else None
         return super().generate(prompts, images, *args, **kwargs)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers.image_utils import load_image
 
 from .view_batch import ViewPair
-from .views import View, apply_view, choose_view, to_rgb
+from .views import View, apply_view, choose_view, read_rgb
 
 
 class ViewMaker:
@@ -22,7 +21,7 @@ class ViewMaker:
         preserving (`list[View]`): the information-preserving views to draw from.
         removing (`list[View]`): the information-removing views to draw from.
         seed (`int`): `args.seed`.
-        to_rgb (`Callable`, *optional*): makes an RGB image of any other as the model's processor does.
+        read (`Callable`, *optional*): makes an RGB image of any other, of a path or URL, as the model's processor does.
     """
 
     def __init__(
@@ -30,12 +29,12 @@ class ViewMaker:
         preserving: list[View],
         removing: list[View],
         seed: int,
-        to_rgb: Callable[[Image.Image], Image.Image] = to_rgb,
+        read: Callable[[Image.Image | str], Image.Image] = read_rgb,
     ):
         self.preserving = preserving
         self.removing = removing
         self.seed = seed
-        self.to_rgb = to_rgb
+        self.read = read
 
     def __call__(self, images: list[Any], *key: str | int) -> ViewPair:
         """
@@ -62,11 +61,9 @@ class ViewMaker:
         return ViewPair(preserved, removed)
 
     def _read(self, image: Any) -> Image.Image:
-        if isinstance(image, str):
-            return load_image(image)
-        if not isinstance(image, Image.Image):
+        if not isinstance(image, (str, Image.Image)):
             raise TypeError(f"expected a PIL image, a path or a URL, got {type(image).__name__}.")
-        return self.to_rgb(image)
+        return self.read(image)
 
     def _derive(self, key: tuple[str | int, ...]) -> int:
         # A hash, for sums and products of small integers collide: (step 1, prompt 0) must not draw as (0, 1) does.

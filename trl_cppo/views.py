@@ -6,6 +6,7 @@ A view is a callable `(PIL.Image.Image, torch.Generator) -> PIL.Image.Image`. It
 same size, and draws every random number from the generator it is given: no global random state is read or written.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from transformers.image_utils import load_image
 
 View = Callable[[Image.Image, torch.Generator], Image.Image]
 
@@ -26,17 +28,26 @@ def register_view(name: str) -> Callable[[View], View]:
     Decorator that registers a view under a name, so that `CPPOConfig.information_preserving` and
     `CPPOConfig.information_removing` can list it.
 
+    The same view defined anew, as by a notebook's cell that is run again, takes the place of the first; trainers that were
+    made before keep theirs.
+
     Raises:
-        `ValueError`: if the name is taken.
+        `ValueError`: if another view has the name.
     """
 
     def register(view: View) -> View:
-        if name in _VIEWS:
-            raise ValueError(f"A view named {name!r} is registered already: {_VIEWS[name]}.")
+        if name in _VIEWS and _origin(_VIEWS[name]) != _origin(view):
+            raise ValueError(f"A view named {name!r} is registered already: {_VIEWS[name]}. Choose another name.")
         _VIEWS[name] = view
         return view
 
     return register
+
+
+def _origin(view: View) -> tuple[str, str]:
+    """The module and the name that a view was defined by: a function's, or of the class of another callable."""
+    definition = view if inspect.isfunction(view) else type(view)
+    return definition.__module__, definition.__qualname__
 
 
 def get_view(name: str) -> View:
@@ -66,11 +77,40 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image.load()
             return image
         if "A" in image.getbands() or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+            above = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), above)
+            if "exif" in above.info:
+                image.info["exif"] = above.info["exif"]
         return image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"cannot be read as an RGB image (mode {image.mode}, size {image.size}): {error}") from error
+
+
+def load_path(path: str) -> Image.Image:
+    """The file or URL in mode RGB as processors read it: upright, transparency dropped, also that of a declared colour."""
+    image = load_image(path)
+    image.info.pop("transparency", None)
+    return image
+
+
+def read_rgb(image: Image.Image | str) -> Image.Image:
+    """[`to_rgb`] of an image, [`load_path`] of a path or URL."""
+    return load_path(image) if isinstance(image, str) else to_rgb(image)
+
+
+def to_unconverted_rgb(image: Image.Image) -> Image.Image:
+    """
+    The same for a processor that converts nothing (`do_convert_rgb` off): it sees an RGB image without the transparent
+    colour that a file may declare. Other modes, which it refuses, are to be made RGB before it gets them.
+
+    Raises:
+        `ValueError`: if Pillow cannot decode or convert the image.
+    """
+    if image.mode != "RGB" or "transparency" not in image.info:
+        return to_rgb(image)
+    image = image.copy()
+    del image.info["transparency"]
+    return image
 
 
 def apply_view(view: View, image: Image.Image, generator: torch.Generator) -> Image.Image:

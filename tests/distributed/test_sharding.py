@@ -117,7 +117,7 @@ def test_two_processes_train_as_one(launches, launch, name):
     else:
         compared -= {"entropy"}
     for logs in result.logs:
-        # A process without an image scores plain rows, see SharedPrefixGRPOTrainer.
+        # A process without an image scores plain rows, see SharedPrefix.
         run_is_text_only = reference_name.startswith("text_only") or reference_name == "old_policy"
         assert_same_metrics(logs, reference.logs[0], compared, may_be_plain=run_is_text_only)
     tolerance = ADAM_WEIGHT if reference_name == "adamw" else WEIGHT

@@ -250,11 +250,11 @@ def test_a_processor_that_vllm_does_not_load_is_refused_where_it_makes_other_tok
 
 
 def test_the_best_checkpoint_s_weights_are_pushed(tmp_path, vllm_models, monkeypatch):
-    def load(self):  # at the last step, for which vLLM has weights already
-        change_weights(self)
-        self.state.global_step -= 1
+    def load(model, folder):  # at the last step, for which vLLM has weights already
+        change_weights(trainer)
+        trainer.state.global_step -= 1
 
-    monkeypatch.setattr("transformers.Trainer._load_best_model", load)
+    monkeypatch.setattr("trl_cppo.upstream.restore", load)
     trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"))
     generate(trainer)
     trainer._load_best_model()

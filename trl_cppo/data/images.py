@@ -7,6 +7,7 @@ import io
 import os
 import posixpath
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,28 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from ..image_size import limit_pixels
+from ..views import to_rgb
 
 MIN_SIDE = 28  # pixels; Qwen2.5-VL's patches of 14, two by two
 
 
 def usable_bytes(
-    image: str | dict[str, Any] | None, root: str, max_pixels: int | None = None, min_pixels: int | None = None
+    image: str | dict[str, Any] | None,
+    root: str,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+    to_rgb: Callable[[PILImage.Image], PILImage.Image] = to_rgb,
 ) -> bytes:
     """
     An image's own bytes, or those of a scaled copy if its short side is below `MIN_SIDE` or its pixels are beyond a limit.
+
+    A copy is upright and in mode RGB, as the trainer would see the image.
 
     Args:
         image (`str` or `dict`): a path inside of `root`, or `{"bytes": …, "path": …}` as `datasets` has it.
         root (`str`): the data set's folder; what is not in it may be in its `images.zip`.
         max_pixels, min_pixels (`int`, *optional*): as for [`limit_pixels`]; `max_pixels` wins over `MIN_SIDE`.
+        to_rgb (`Callable`, *optional*): makes an RGB image of any other as the model's processor does.
 
     Raises:
         `FileNotFoundError`: if it is not there. Any other error: if it cannot be decoded; PIL raises `SyntaxError` and a
@@ -37,13 +46,14 @@ def usable_bytes(
     data = data or _read_bytes(image["path"] if isinstance(image, dict) else image, root)
     with PILImage.open(io.BytesIO(data)) as picture:
         picture.load()  # a truncated image shows only here
-        usable = _enlarge(picture) if min(picture.size) < MIN_SIDE else picture
-        limited = limit_pixels(usable, max_pixels, min_pixels)
-        if limited is picture:
+        upright = ImageOps.exif_transpose(picture)  # as `datasets` turns what it reads
+        usable = _enlarge(upright, to_rgb) if min(upright.size) < MIN_SIDE else upright
+        limited = limit_pixels(usable, max_pixels, min_pixels, to_rgb)
+        if limited is upright:
             return data
         # MPO: the JPEG of many phones, with further pictures behind the first
         kind = "JPEG" if picture.format in ("JPEG", "MPO") and limited is not usable else "PNG"
-        return _encode(ImageOps.exif_transpose(limited), kind)  # upright, as `datasets` turns what it reads
+        return _encode(limited, kind)
 
 
 def _read_bytes(path: str | None, root: str) -> bytes:
@@ -65,11 +75,11 @@ def _open_archive(path: str, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)  # of this process: forked ones would share its position in the file
 
 
-def _enlarge(picture: PILImage.Image) -> PILImage.Image:
-    picture = ImageOps.exif_transpose(picture)
+def _enlarge(picture: PILImage.Image, to_rgb: Callable[[PILImage.Image], PILImage.Image]) -> PILImage.Image:
+    picture = to_rgb(picture)
     scale = MIN_SIDE / min(picture.size)
     size = tuple(max(MIN_SIDE, round(side * scale)) for side in picture.size)
-    return picture.convert("RGB").resize(size, PILImage.Resampling.LANCZOS)
+    return picture.resize(size, PILImage.Resampling.LANCZOS)
 
 
 def _encode(picture: PILImage.Image, kind: str) -> bytes:

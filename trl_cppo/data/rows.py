@@ -3,12 +3,12 @@
 """One row of a source's columns as `prompt`, `images` and `solution`, or what is wrong with it."""
 
 import functools
-import io
 from typing import Any
 
-from PIL import Image as PILImage
+from datasets import Image
 from transformers import AutoProcessor, ProcessorMixin
 
+from ..families import rgb_reader
 from ..grading import final_answer, is_text, without_lead_in
 from .images import usable_bytes
 from .layouts import Layout
@@ -67,8 +67,9 @@ def build_row(
         row["solution"] = _solution(example[layout.answer], layout)
         images = example[layout.images] or []
         images = images if isinstance(images, list) else [images]
-        limits = max_pixels, min_pixels
-        row["images"] = [_read_image(image, place, root, layout, limits) for place, image in enumerate(images)]
+        options = dict(max_pixels=max_pixels, min_pixels=min_pixels)
+        options |= {"to_rgb": rgb_reader(_load_processor(model))} if model else {}
+        row["images"] = [_read_image(image, place, root, layout, options) for place, image in enumerate(images)]
         row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
         if model:
             row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
@@ -119,11 +120,9 @@ def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list
     return [{"role": "user", "content": content}]
 
 
-def _read_image(
-    image: Any, place: int, root: str, layout: Layout, limits: tuple[int | None, int | None]
-) -> dict[str, Any]:
+def _read_image(image: Any, place: int, root: str, layout: Layout, options: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"bytes": usable_bytes(image, root, *limits), "path": None}
+        return {"bytes": usable_bytes(image, root, **options), "path": None}
     except FileNotFoundError as error:
         raise _RowFault(layout.images, "image missing", f"image {place}, {error}") from error
     except Exception as error:
@@ -138,7 +137,8 @@ def _load_processor(model: str) -> ProcessorMixin:
 
 def _count_tokens(prompt: list[dict[str, Any]], images: list[dict[str, Any]], model: str, layout: Layout) -> int:
     processor = _load_processor(model)
-    pictures = iter([PILImage.open(io.BytesIO(image["bytes"])).convert("RGB") for image in images])
+    to_rgb, read = rgb_reader(processor), Image().decode_example  # turned upright, as training reads it
+    pictures = iter([to_rgb(read(image)) for image in images])
     content = [
         {"type": "image", "image": next(pictures)}
         if part["type"] == "image"

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Qwen2.5-VL of 0.4 M parameters and its processor, from configurations alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -30,6 +33,19 @@ _CHAT_TEMPLATE = (
 )
 PATCH = 7  # pixels
 MERGE = 2  # patches a side that become one image token: four tokens a cell
+
+
+@contextmanager
+def seeded_cpu(seed: int) -> Iterator[None]:
+    """
+    torch's CPU generator seeded, and afterwards as it was; no other generator is touched.
+
+    `torch.manual_seed` seeds those of all accelerators as well, and `fork_rng(devices=[])` restores none of them: a
+    run's dropout and sampling on a GPU would depend on whether a model was built before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -115,6 +131,5 @@ def build_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
         initializer_range=0.05,
         **ids,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_cpu(seed):
         return Qwen2_5_VLForConditionalGeneration(config)

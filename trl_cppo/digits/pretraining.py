@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from ..views import apply_view, choose_view, get_view
-from .model import MERGE, PATCH, build_model, build_processor
+from .model import MERGE, PATCH, build_model, build_processor, seeded_cpu
 from .task import CELL, PROMPT, draw_canvas, response
 
 STEPS = 450
@@ -63,7 +63,7 @@ def warm_start(seed: int = 0, steps: int = STEPS, cache_dir: str | Path | None =
     folder = root / f"digits-{_cache_key(seed, steps)}"
     if _is_intact(folder):
         return folder
-    with torch.random.fork_rng(devices=[]), _one_thread(), _unsharded():
+    with seeded_cpu(seed), _one_thread(), _unsharded():
         model, processor = build_model(seed), build_processor()
         _train(model, processor, seed, steps, progress)
     root.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,6 @@ def _cell_features(image_tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _train(model: PreTrainedModel, processor: ProcessorMixin, seed: int, steps: int, progress: bool) -> None:
-    torch.manual_seed(seed)
     generator, views_generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     hidden = model.config.text_config.hidden_size
     classifier = nn.Linear(hidden, 10)  # teaches the vision tower to see; thrown away

@@ -8,11 +8,12 @@ Shapes: `B` rows of the batch, `P` tokens of the padded prompts, `T` tokens of t
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl import prepare_multimodal_messages
 
-from ..dataset_checks import find_image_fault, images_of, row_name, row_names
-from ..families import placeholder_ids
+from ..dataset_checks import find_row_fault, images_of, may_be_a_rows_fault, row_name, row_names
+from ..families import placeholder_ids, placeholder_texts
 from .sampling import draw_uniforms, sampling_processors
 
 
@@ -65,7 +66,7 @@ class CompletionGenerator:
         own = own if isinstance(own, list) else [own]
         self._end_ids = sorted({tokenizer.eos_token_id, *own} - {None})
         # The model's own settings (Qwen2.5-VL: a repetition penalty) would fill every gap that the call leaves.
-        model.generation_config = GenerationConfig(
+        settings = GenerationConfig(
             max_new_tokens=max_completion_length,
             do_sample=False,  # SeededSampler draws
             pad_token_id=tokenizer.pad_token_id,
@@ -74,6 +75,9 @@ class CompletionGenerator:
             suppress_tokens=placeholder_ids(model) or None,
             disable_compile=True,
         )
+        model.generation_config = settings
+        if is_peft_model(model):  # which asks its base model
+            model.get_base_model().generation_config = settings
 
     def encode(self, examples: list[dict[str, Any]]) -> BatchFeature:
         """
@@ -88,7 +92,10 @@ class CompletionGenerator:
         try:
             return self._apply_chat_template([build_prompt(example) for example in examples])
         except Exception as error:
-            fault = find_image_fault(examples, self._processor.image_processor)
+            if not may_be_a_rows_fault(error):
+                raise
+            placeholders = placeholder_texts(self._model, self._processor)
+            fault = find_row_fault(examples, self._processor.image_processor, placeholders)
             fault = fault or f"{row_names(examples)} cannot be turned into model inputs: {error}"
             raise ValueError(fault) from error
 

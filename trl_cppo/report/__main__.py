@@ -17,7 +17,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from ..config import CPPOConfig, as_in_training
-from ..dataset_checks import ROW_NAME
+from ..dataset_checks import ROW_PLACE, RowPlace
 from ..image_size import check_limits
 from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
 from .completions import GivenCompletion, prompt_text, read_completions
@@ -116,7 +116,7 @@ class _Job:
 
     def examples(self, places: range, name: str) -> list[dict[str, Any]]:
         rows = [self.row_numbers[place] for place in places]
-        return [{**self.dataset[row], ROW_NAME: f"Row {row} of {name}"} for row in rows]
+        return [{**self.dataset[row], ROW_PLACE: RowPlace(row, name)} for row in rows]
 
 
 def _score(args: ReportArguments, job: _Job, model: str, ids: list[list[int]] | None) -> list[Rollout]:

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from ..config import CPPOConfig
 from ..losses import token_scores
+from ..objective import Objective
 from ..token_text import TokenText, TokenTexts
 from ..trainer import CPPOTrainer
 from ..view_batch import ViewPair, split_scores
 from ..view_maker import ViewMaker
 from ..views import View
+from ..weights import load_model
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _NamingViewMaker:
         self._drawn: list[str] = []
         views = [*zip(preserving, maker.preserving, strict=True), *zip(removing, maker.removing, strict=True)]
         noting = [self._noting(name, view) for name, view in views]
-        self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.to_rgb)
+        self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.read)
         self.row_numbers: list[int] = []
         self.made: dict[int, NamedViews] = {}  # by the row's place in the batch
 
@@ -98,10 +98,22 @@ class _NamingViewMaker:
         return pair
 
 
+@dataclass(frozen=True)
+class _EveryToken(Objective):
+    """The page shows the divergences of every token, so these count as selected; what the loss would select is noted."""
+
+    noted: list[torch.Tensor] = field(default_factory=list)
+
+    def select(self, entropies: torch.Tensor, removed_entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        self.noted[:] = [super().select(entropies, removed_entropies, mask)]
+        return mask
+
+
 class _ScoringTrainer(CPPOTrainer):
     """A CPPOTrainer in evaluation that hands out what its loss computes on the way."""
 
     given: list[list[int]] | None = None
+    selections: list[torch.Tensor]
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args, **kwargs):
         if self.given is not None:
@@ -121,21 +133,13 @@ class _ScoringTrainer(CPPOTrainer):
         self.batch, self.request = inputs, request
         return super()._contrastive_perception_loss(inputs, request, policy_loss)
 
-    def _select(self, *entropies_and_mask: torch.Tensor) -> torch.Tensor:
-        self.selected = super()._select(*entropies_and_mask)
-        return entropies_and_mask[-1]  # the page shows the divergences of every token
+    def _objective(self) -> Objective:
+        return _EveryToken(**vars(super()._objective()), noted=self.selections)
 
 
 def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
     """Stands in where the user names no reward: the trainer wants one, the report shows none."""
     return [0.0] * len(completions)
-
-
-def _load_adapter(model: str, dtype: str) -> PreTrainedModel | None:
-    """The base model with the adapter that `model` is, which TRL's own loading does not know; `None` if it is none."""
-    if find_adapter_config_file(model) is None:
-        return None
-    return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
 
 
 class Scorer:
@@ -160,7 +164,6 @@ class Scorer:
         dtype: str = "float32",
         **settings: Any,
     ):
-        adapted = _load_adapter(model, dtype)
         gpu = torch.cuda.is_available()
         with tempfile.TemporaryDirectory() as folder:  # the trainer makes it, and writes nothing
             args = CPPOConfig(
@@ -173,13 +176,16 @@ class Scorer:
                 use_cpu=not gpu,
                 bf16=gpu and torch.cuda.is_bf16_supported(),
                 report_to="none",
-                model_init_kwargs=None if adapted else {"dtype": dtype},
                 generation_kwargs=None if sample else {"do_sample": False},
                 **settings,
             )
             self._trainer = _ScoringTrainer(
-                model=adapted or model, reward_funcs=reward_funcs or no_reward, args=args, train_dataset=dataset
+                model=load_model(model, dtype),
+                reward_funcs=reward_funcs or no_reward,
+                args=args,
+                train_dataset=dataset,
             )
+        self._trainer.selections = []
         self._trainer.model.eval()
         self._view_maker = _NamingViewMaker(
             self._trainer.view_maker, args.information_preserving, args.information_removing
@@ -245,7 +251,7 @@ class Scorer:
             "divergences_preserved": request.divergences[0],
             "divergences_removed": request.divergences[1],
             "scores": token_scores(scores.entropies, scores.removed_entropies, args.perception_score),
-            "selected": self._trainer.selected,
+            "selected": self._trainer.selections[0],
         }
         for place, row in enumerate(request.rows):
             for name, values in columns.items():
