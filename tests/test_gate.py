@@ -76,6 +76,14 @@ def test_normalized_rewards_are_compared_as_trl_does():
     assert above_group_mean(rewards, weights, 8, normalize_each=True).tolist() == (sums > sums.mean() + 1e-6).tolist()
 
 
+@pytest.mark.parametrize("constant", [-1.0, -1024.0, 1e6, float("nan")])
+def test_a_reward_that_is_equal_in_a_group_says_nothing_however_large(constant):
+    rewards = torch.tensor([[float(place % 2), constant] for place in range(8)])
+    for normalize_each in (False, True) if abs(constant) < 1e6 else (True,):
+        above = above_group_mean(rewards, torch.ones(2), 8, normalize_each)
+        assert above.tolist() == [place % 2 == 1 for place in range(8)]
+
+
 RUNS = [
     {"scale_rewards": "group"},
     {"scale_rewards": "batch"},

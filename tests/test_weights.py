@@ -322,3 +322,33 @@ def test_a_folder_without_weights_is_refused(folders, tmp_path):
             read(trainer, tmp_path / "checkpoint-1")
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "idefics3", "lfm2_vl"])
+def test_what_a_model_derives_itself_is_no_weight_left_over(tmp_path, family):
+    """Older checkpoints hold tables of positions and frequencies, and a tied head once more."""
+    model, _ = build(family)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    embeddings = next(name for name in state if name.endswith("embed_tokens.weight"))
+    tables = {name.rpartition(".")[2] for name, _ in model.named_buffers()} - {
+        name.rpartition(".")[2] for name in state
+    }
+    assert tables
+    extra = {f"model.of_old.{table}": torch.zeros(3) for table in tables}
+    if not any(name.endswith("lm_head.weight") for name in state):  # tied
+        extra["language_model.of_old.lm_head.weight"] = state[embeddings].clone()
+    save_file({**state, **extra}, file, metadata={"format": "pt"})
+    for name, value in load_model(tmp_path).state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    for name, value in (
+        ("language_model.of_old.lm_head.weight", state[embeddings] + 1),
+        ("model.more.weight", torch.ones(2)),
+    ):
+        save_file({**state, **extra, name: value}, file, metadata={"format": "pt"})
+        with pytest.raises(
+            WeightsError,
+            match=f"weights that the model lacks: .*{name.rpartition('of_old.')[2].removeprefix('model.')}",
+        ):
+            load_model(tmp_path)

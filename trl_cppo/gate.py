@@ -38,6 +38,11 @@ def above_group_mean(
     sizes = (grouped * weights).abs()
     if normalize_each:
         centred = grouped - grouped.nanmean(dim=1, keepdim=True)
+        # A function whose rewards are equal says nothing: neither by rounding, nor by its size over a spread of nearly 0.
+        equal = centred.abs().nan_to_num().amax(dim=1, keepdim=True) <= _ROUNDING * grouped.abs().nan_to_num().amax(
+            dim=1, keepdim=True
+        )
+        centred, sizes = centred.masked_fill(equal, 0.0), sizes.masked_fill(equal, 0.0)
         count = centred.isfinite().sum(dim=1, keepdim=True)
         spread = (centred.square().nansum(dim=1, keepdim=True) / (count - 1).clamp(min=1)).sqrt() + 1e-4  # as TRL's
         grouped, sizes = centred / spread, sizes / spread

@@ -7,11 +7,12 @@ Pure functions of the standard library, of a time linear in the length of the te
 `MAX_LENGTH` characters at most.
 """
 
+import math
 import re
 from collections.abc import Callable
 
 from .grading_text import normalise
-from .grading_units import split_unit
+from .grading_units import MEGA, split_unit
 
 MAX_LENGTH = 1000  # characters; beyond it an answer is right only as the same text
 
@@ -38,6 +39,11 @@ _NO_WORDS = set(
 _ORDERED = {"ne", "nw", "se", "sw", "en", "wn", "es", "ws", "no", "on", "hl", "lh"}
 _GENOTYPE = re.compile(r"(?:([A-Z])\1)+", re.IGNORECASE)
 _SEQUENCE = re.compile(r"\d{4}([-/])\d{1,2}\1\d{1,2}|[A-Z](?:-[A-Z]){2,}|[A-Z](?: ?(?:→|->) ?[A-Z])+")
+# Reversed, they are others: Roman numerals, and answers to several statements.
+_PAIRS = re.compile(r"[IVX]{2}|XL|LX|[TF]{2}|[LR]{2}|[YN]{2}")
+_RANGE = re.compile(r"(\d+(?:\.\d+)?) ?[-:] ?(\d+(?:\.\d+)?)( ?[^\W\d].*)?", re.DOTALL)
+_CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)( ?[ap]m)?")
+_NAMED = re.compile(r"([A-Za-z]\w*) ?= ?([^=]+)")
 _LABEL = re.compile(r"^(?:[A-Z] ?(?=\([^()]*,[^()]*\)$)|[A-Za-z ]{4,}= ?(?=[^=]+$))")
 _RELATION = re.compile(r"[<>]|\\(?:leq|geq|neq)(?![a-z])")
 
@@ -106,7 +112,8 @@ def check_solution(solution: str) -> None:
         `TypeError`: if the solution is not a string.
         `ValueError`: if it is reasoning without an answer, or an answer in which nothing is written.
     """
-    if not normalise(without_lead_in(normalise(final_answer(solution)))):
+    answer = final_answer(solution)
+    if not re.search(r"\d", answer) and not normalise(without_lead_in(normalise(answer))):  # a digit is something
         raise ValueError(
             f"column 'solution': {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
             "the row out."
@@ -144,7 +151,8 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
     if not gold or not answer:
         return False
     if gold.casefold() == answer.casefold():
-        return gold == answer or not _GENOTYPE.fullmatch(gold)  # Aa is not AA
+        same_case = bool(MEGA.search(gold)) == bool(MEGA.search(answer)) and not _GENOTYPE.fullmatch(gold)
+        return gold == answer or same_case  # Aa is not AA, MW is not mW
     letter, meaning = _choice(gold)
     if letter is not None and letter.isupper():  # a lower-case letter is a variable
         return _same_choice(letter, meaning, answer, equal)
@@ -152,6 +160,13 @@ def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -
         return _bare_text(answer) in (_bare_text(gold), _reversed_angle(gold))
     if max(len(gold), len(answer)) > MAX_LENGTH:
         return False
+    if re.search(r"\bangle \d", gold):  # of which math-verify sees the numbers
+        return sorted(_sides(gold)) == sorted(_sides(answer))
+    if _is_range(gold) or _is_clock(gold):
+        return _same_span(gold, answer)
+    parts = _named_parts(gold)
+    if parts and "=" not in answer:
+        return _equal_in_order(parts, answer, equal)
     return _equal_relations(*_without_label(gold, answer), equal)
 
 
@@ -181,7 +196,7 @@ def is_name(text: str) -> bool:
     """Whether it is letters that stand in an order: `SAS`, `NE`, `Aa`, `H_2O`, `B-A-C`, `2023-01-05`; not the segment AB."""
     bare = re.sub(r"[_{}]", "", text)
     letters = "".join(_WORD.findall(bare))
-    if _SEQUENCE.fullmatch(text) or text.lower() in _ORDERED:
+    if _SEQUENCE.fullmatch(text) or text.lower() in _ORDERED or _PAIRS.fullmatch(text):
         return True
     return bool(re.fullmatch(r"[A-Z][A-Za-z\d]*", bare)) and len(letters) > 1 and not re.fullmatch("[A-Z]{2}", bare)
 
@@ -193,6 +208,48 @@ def _bare_text(text: str) -> str:
 def _reversed_angle(gold: str) -> str:
     match = re.fullmatch(r"angle ([a-z])([a-z])([a-z])", _bare_text(gold))
     return f"angle {match[3]}{match[2]}{match[1]}" if match else _bare_text(gold)
+
+
+def _sides(text: str) -> list[str]:
+    return [" ".join(side.split()) for side in text.casefold().split("=")]
+
+
+def _is_range(text: str) -> bool:
+    """`60-70 kg`, and not the difference 70-60."""
+    match = _RANGE.fullmatch(text)
+    return match is not None and "-" in text and float(match[1]) < float(match[2])
+
+
+def _is_clock(text: str) -> bool:
+    """`10:30`, and not the ratio 9:16, which is in its lowest terms."""
+    match = _CLOCK.fullmatch(text)
+    return match is not None and (match[3] is not None or math.gcd(int(match[1]), int(match[2])) > 1)
+
+
+def _same_span(gold: str, answer: str) -> bool:
+    """Of two ranges or times: the same numbers, and the same unit where both have one."""
+    match, other = _RANGE.fullmatch(gold), _RANGE.fullmatch(answer)
+    if other is None or (float(match[1]), float(match[2])) != (float(other[1]), float(other[2])):
+        return False
+    units = [split_unit(f"1 {(found[3] or '').strip()}") for found in (match, other)]
+    return not (match[3] and other[3]) or units[0] == units[1]
+
+
+def _named_parts(text: str) -> dict[str, str]:
+    """The values of `x = 3, y = 4` by their names; of anything else none."""
+    matches = [_NAMED.fullmatch(part.strip()) for part in re.split(r",|;|\band\b", text)]
+    named = {match[1]: match[2].strip() for match in matches if match is not None}
+    return named if len(named) == len(matches) > 1 else {}
+
+
+def _equal_in_order(parts: dict[str, str], answer: str, equal: Callable[[str, str], bool]) -> bool:
+    """Values without their names, `(3, 4)`: in the order of the gold ones or of the alphabet."""
+    values = [value.strip() for value in answer.strip("()").split(",")]
+    orders = [list(parts.values()), [parts[name] for name in sorted(parts)]]
+    return len(values) == len(parts) and any(
+        all(_equal_quantities(gold, value, equal) for gold, value in zip(order, values, strict=True))
+        for order in orders
+    )
 
 
 def _without_label(gold: str, answer: str) -> tuple[str, str]:
@@ -221,6 +278,8 @@ def _equal_relations(gold: str, answer: str, equal: Callable[[str, str], bool]) 
 def _equal_quantities(gold: str, answer: str, equal: Callable[[str, str], bool]) -> bool:
     (gold_number, gold_unit), (number, unit) = split_unit(gold), split_unit(answer)
     if gold_unit and unit and gold_unit != unit:
+        return False
+    if (gold_unit and number.endswith("%")) or (unit and gold_number.endswith("%")):
         return False
     if gold_number == number:
         return True

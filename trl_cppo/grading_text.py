@@ -70,7 +70,7 @@ def normalise(text: str) -> str:
         if text.startswith(opening) and text.endswith(closing) and inside and opening not in inside:
             text = inside
     text = text.strip().removesuffix(".").strip()
-    text = re.sub(r"^(?:(?:=|\\approx(?![a-z])) ?|[a-z] ?\\in (?=[\[(]))", "", text)
+    text = re.sub(r"^(?:(?:=|\\approx(?![a-z])) ?(?=\S)|[a-z] ?\\in (?=[\[(]))", "", text)
     text = re.sub(r"\b([ap])\. ?m\b\.?", r"\1m", text)  # 9:30 a.m.
     return _numbers(text)
 

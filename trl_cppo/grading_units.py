@@ -46,7 +46,15 @@ _UNITS = {
     "$": "dollar dollars usd",
     "¥": "yuan rmb 元",
     "cm3": "cc",
+    "a": "amp amps ampere amperes",
+    "c": "coulomb coulombs",
+    "f": "farad farads",
+    "k": "kelvin kelvins",
+    "t": "tesla teslas",
+    "rad": "radian radians",
 }
+_SPACED = {"a", "c", "f", "k", "t"}  # 3A may be a product, 3 A is a current
+MEGA = re.compile(r"(?<=[\d) ])M(?=(?:W|A|Hz|J|V|Pa|N|Ω|g)(?![A-Za-z]))")  # what differs from milli by its case alone
 _ALIASES = {alias: unit for unit, aliases in _UNITS.items() for alias in [unit, *aliases.split()]}
 _QUANTITY = re.compile(
     r"(.*(?:[\d)}\]]|\\pi))( ?)((?:[^\W\d_]|°)(?:[^\W\d_]|[°/ .]|\\cdot)*(?:\^?\{?[23]\}?)?)$", re.DOTALL
@@ -75,11 +83,13 @@ def _split_one(text: str) -> tuple[str, str]:
         return text, ""
     number, space, unit = match.groups()
     words = _WORD.findall(unit.lower().replace("\\cdot", " "))
-    variables = set("njwv") & set(_WORD.findall(unit))  # in lower case: 4n is four times n, 4 N a force
+    variables = set("njwvacfkt") & set(_WORD.findall(unit))  # in lower case: 4n is four times n, 4 N a force
+    if _SPACED & set(words) and not (space or "°" in unit):
+        return text, ""
     known = unit.startswith("°") or not variables and all(word in _ALIASES or not word.isascii() for word in words)
     if NO_UNITS & set(words) or not (known or space and all(len(word) > 1 for word in words)):
         return text, ""
-    return number.strip(), _canonical(unit.lower())
+    return number.strip(), _canonical(MEGA.sub("mega", f" {unit}").strip().lower())
 
 
 def _canonical(unit: str) -> str:

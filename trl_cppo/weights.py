@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # of safetensors
+_HEAD = "lm_head.weight"
 _ROOT_ADAPTER = "default"  # PEFT saves it in the folder itself, and others in folders of their names
 
 
@@ -132,8 +133,28 @@ def _load_whole(
     model, keys = AutoModelForImageTextToText.from_pretrained(
         source, dtype=dtype, revision=revision, output_loading_info=True, **options
     )
-    _refuse(source, keys["missing_keys"], keys["unexpected_keys"], keys["mismatched_keys"])
+    left_over = _without_derived(model, source, revision, keys["unexpected_keys"])
+    _refuse(source, keys["missing_keys"], left_over, keys["mismatched_keys"])
     return model
+
+
+def _without_derived(
+    model: PreTrainedModel, source: str, revision: str | None, left_over: Collection[str]
+) -> Collection[str]:
+    """The keys without those of tables that models make themselves, and of heads that are the embeddings over again."""
+    if not left_over:
+        return left_over
+    stored = model.state_dict()
+    tables = {name.rpartition(".")[2] for name, _ in model.named_buffers() if name not in stored}
+    left_over = [key for key in left_over if not any(table.endswith(key.rpartition(".")[2]) for table in tables)]
+    heads = [key for key in left_over if key.endswith(_HEAD)]  # under names that may differ from the file's
+    embeddings = model.get_input_embeddings().weight.cpu()
+    for file in _safetensors(source, revision, SAFE_WEIGHTS_NAME) if heads else ():
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():
+                if key.endswith(_HEAD) and not torch.equal(weights.get_tensor(key).to(embeddings.dtype), embeddings):
+                    return left_over
+    return [key for key in left_over if key not in heads]
 
 
 def _restore_whole(model: PreTrainedModel, folder: Path) -> None:
