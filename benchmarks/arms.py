@@ -13,7 +13,7 @@ import torch
 from trl_cppo import CPPOTrainer
 from trl_cppo.losses import masked_mean, token_divergence
 from trl_cppo.objective import Objective
-from trl_cppo.view_batch import split_scores
+from trl_cppo.scoring_request import split_scores
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from trl_cppo import CPPOTrainer
 from trl_cppo.fused_head import observed_head
 from trl_cppo.losses import divergence_contrast, masked_mean, squared_gradients, token_divergence
-from trl_cppo.view_batch import split_scores
+from trl_cppo.scoring_request import split_scores
 
 SHIFT_BOUNDS = (0.01, 0.1, 0.5)  # nats
 LEAST_SHIFT = 0.1  # nats, as `min_entropy_shift`

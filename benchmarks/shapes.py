@@ -24,7 +24,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits, shared_prefix
-from trl_cppo.view_batch import ViewPair
+from trl_cppo.scoring_request import ViewPair
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -298,7 +298,8 @@ def test_an_empty_selection_is_zero_and_connected(tmp_path, monkeypatch):
     batch = generation_batch(trainer)
     assert batch["num_gated_rows"] > 0
     monkeypatch.setattr(
-        "trl_cppo.objective.perception_token_mask", lambda entropies, *args, **kwargs: torch.zeros_like(entropies).bool()
+        "trl_cppo.objective.perception_token_mask",
+        lambda entropies, *args, **kwargs: torch.zeros_like(entropies).bool(),
     )
     parts = []
     cpl = trainer._contrastive_perception_loss

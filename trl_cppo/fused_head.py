@@ -15,8 +15,7 @@ import trl.trainer.utils as trl_utils
 
 from .exact_kl import LogitTransform, exact_kl
 from .objective import Objective
-from .scoring_request import ScoringRequest
-from .view_batch import split_scores
+from .scoring_request import ScoringRequest, split_scores
 
 
 @contextmanager

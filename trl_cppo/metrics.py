@@ -8,7 +8,7 @@ Shapes: `N` gated rows, `T` completion tokens.
 import torch
 
 from .losses import masked_mean
-from .view_batch import ViewScores
+from .scoring_request import ViewScores
 
 
 def _quotient(total: float, count: float) -> float:

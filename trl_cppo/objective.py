@@ -18,8 +18,7 @@ from .losses import (
     squared_gradients,
 )
 from .metrics import cpl_sums
-from .scoring_request import ScoringRequest
-from .view_batch import split_scores
+from .scoring_request import ScoringRequest, split_scores
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dataset_checks import row_name
-from .view_batch import ViewPair
+from .scoring_request import ViewPair
 
 
 @dataclass(frozen=True)

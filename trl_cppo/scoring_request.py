@@ -9,8 +9,42 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 
-from .view_batch import ViewPair
+
+@dataclass(frozen=True)
+class ViewPair:
+    """The two views of one row's images: lists of RGB images, in the order of the row's images."""
+
+    preserved: list[Image.Image]
+    removed: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class ViewScores:
+    """What the forward says of the N gated rows, each tensor of shape `(N, T)`."""
+
+    logps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # anchor, preserved, removed; gradient flows
+    entropies: torch.Tensor
+    removed_entropies: torch.Tensor
+
+
+def split_scores(logps: torch.Tensor, entropies: torch.Tensor, rows: list[int]) -> ViewScores:
+    """
+    Take the results of an extended batch apart.
+
+    Args:
+        logps (`torch.Tensor` of shape `(B + 2N, T)`): log-probabilities in the order of [`~view_batch.append_view_rows`].
+        entropies (`torch.Tensor` of shape `(B + 2N, T)`): entropies, likewise.
+        rows (`list[int]` of length N): the anchor rows that have views.
+    """
+    num_views = len(rows)
+    num_anchors = logps.size(0) - 2 * num_views
+    index = torch.tensor(rows, dtype=torch.long, device=logps.device)
+    sizes = [num_anchors, num_views, num_views]
+    anchor, preserved, removed = logps.split(sizes)
+    anchor_entropies, _, removed_entropies = entropies.detach().split(sizes)
+    return ViewScores((anchor[index], preserved, removed), anchor_entropies[index], removed_entropies)
 
 
 @dataclass

@@ -31,10 +31,10 @@ from .prompt_lengths import report_prompt_lengths
 from .rollout_views import RolloutImages, make_views
 from .row_images import RowImages
 from .sampler_check import DIFFERENCE, SamplerCheck
-from .scoring_request import ScoringRequest
+from .scoring_request import ScoringRequest, ViewPair
 from .shared_prefix import TOKEN_RATIO, share_prefix
 from .upstream import RepairedGRPOTrainer, decorating
-from .view_batch import ViewPair, append_view_rows, bind_scoring, view_keys
+from .view_batch import append_view_rows, bind_scoring, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
 

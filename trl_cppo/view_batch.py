@@ -9,15 +9,14 @@ information-removing rows.
 import functools
 import inspect
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import trl.trainer.grpo_trainer as grpo_module
-from PIL import Image
 
 from .families import ViewProcessor
+from .scoring_request import ViewPair
 
 # How each argument of GRPOTrainer's scoring function is indexed. One that is in none of these sets is refused: a
 # tensor handed on unextended would silently pair view rows with other rows' pixels.
@@ -27,41 +26,6 @@ PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"
 COUNTS = frozenset({"num_images", "num_tiles"})
 _PASSED_ON = frozenset({"model", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss"})
 SCORING_ARGUMENTS = BY_ROW | PIXELS | COUNTS | _PASSED_ON
-
-
-@dataclass(frozen=True)
-class ViewPair:
-    """The two views of one row's images: lists of RGB images, in the order of the row's images."""
-
-    preserved: list[Image.Image]
-    removed: list[Image.Image]
-
-
-@dataclass(frozen=True)
-class ViewScores:
-    """What the forward says of the N gated rows, each tensor of shape `(N, T)`."""
-
-    logps: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # anchor, preserved, removed; gradient flows
-    entropies: torch.Tensor
-    removed_entropies: torch.Tensor
-
-
-def split_scores(logps: torch.Tensor, entropies: torch.Tensor, rows: list[int]) -> ViewScores:
-    """
-    Take the results of an extended batch apart.
-
-    Args:
-        logps (`torch.Tensor` of shape `(B + 2N, T)`): log-probabilities in the order of [`append_view_rows`].
-        entropies (`torch.Tensor` of shape `(B + 2N, T)`): entropies, likewise.
-        rows (`list[int]` of length N): the anchor rows that have views.
-    """
-    num_views = len(rows)
-    num_anchors = logps.size(0) - 2 * num_views
-    index = torch.tensor(rows, dtype=torch.long, device=logps.device)
-    sizes = [num_anchors, num_views, num_views]
-    anchor, preserved, removed = logps.split(sizes)
-    anchor_entropies, _, removed_entropies = entropies.detach().split(sizes)
-    return ViewScores((anchor[index], preserved, removed), anchor_entropies[index], removed_entropies)
 
 
 def bind_scoring(*args: Any, **kwargs: Any) -> dict[str, Any]:

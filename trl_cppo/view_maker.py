@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .view_batch import ViewPair
+from .scoring_request import ViewPair
 from .views import View, apply_view, choose_view, read_rgb
 
 

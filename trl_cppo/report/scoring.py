@@ -18,9 +18,9 @@ from PIL import Image
 from ..config import CPPOConfig
 from ..losses import token_scores
 from ..objective import Objective
+from ..scoring_request import ViewPair, split_scores
 from ..token_text import TokenText, TokenTexts
 from ..trainer import CPPOTrainer
-from ..view_batch import ViewPair, split_scores
 from ..view_maker import ViewMaker
 from ..views import View
 from ..weights import load_model
