@@ -3,6 +3,7 @@
 """Which rollouts an optimizer step holds: GRPOTrainer's, whatever is shared and whatever λ is; and what is said of it."""
 
 import logging
+import math
 from types import MethodType
 
 import pytest
@@ -72,6 +73,8 @@ def by_step(seen):
     ids=str,
 )
 def test_optimizer_steps_hold_the_rollouts_of_grpo(tmp_path, settings):
+    micro_batches = 2 * settings["steps_per_generation"] * settings.get("num_iterations", 1)  # two generation batches
+    settings = {"max_steps": math.ceil(micro_batches / settings["gradient_accumulation_steps"]), **settings}
     grpo, _ = run(tmp_path, settings, grpo=True)
     assert len({len(rollouts) for _, rollouts in grpo}) == 1
     for ours in ({"cpl_coef": 0.01}, {"cpl_coef": 0.0}, {"cpl_coef": 0.01, "share_prefix": False}):
