@@ -8,7 +8,7 @@ from types import MethodType
 
 import pytest
 import torch
-from conftest import CPPOConfig, generation_batch, logged, make_rows, make_trainer
+from conftest import CPPOConfig, generation_batch, logged, make_rows, make_trainer, told
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -197,21 +197,6 @@ def test_a_shuffle_within_a_reward_or_a_failure_changes_nothing(tmp_path):
 
 
 # What is said --------------------------------------------------------------------------------------------------------
-
-
-class told:
-    """Let the package's warnings reach pytest's `caplog`, whatever transformers does with its root logger."""
-
-    def __init__(self, caplog):
-        self.caplog = caplog
-
-    def __enter__(self):
-        self.caplog.clear()
-        self.logger = logging.getLogger("trl_cppo")
-        self.logger.addHandler(self.caplog.handler)
-
-    def __exit__(self, *error):
-        self.logger.removeHandler(self.caplog.handler)
 
 
 PARTS = ("hold fewer prompts", "in a row of its own, as GRPOTrainer")

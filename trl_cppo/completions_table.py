@@ -83,11 +83,10 @@ class TabledGRPOTrainer(RepairedGRPOTrainer):
     def _table_may_fail(self) -> Iterator[None]:
         """TRL logs metrics, then writes and prints the table, in one method: errors of the latter alone are a warning."""
         before = len(self.state.log_history)
-        mode = "train" if self.model.training else "eval"
         try:
             yield
         except Exception:
-            if len(self.state.log_history) == before or self._metrics[mode]:  # which TRL empties in between
+            if len(self.state.log_history) == before or self._metrics[self._mode]:  # which TRL empties in between
                 raise
             with decorating("the table of completions"):
                 raise

@@ -110,8 +110,11 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
     def _prompts_of_rows(self, num_rows: int) -> list[int]:
         """Of this process's rows of a generation batch: each one's prompt, by its place in the global batch."""
         first_row = self.accelerator.process_index * num_rows
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        return [(first_row + row) // group_size for row in range(num_rows)]
+        return [(first_row + row) // self._group_size for row in range(num_rows)]
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         cut = self._buffered_inputs
@@ -137,9 +140,8 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
     def _will_pack(self, micro_batch: dict[str, Any]) -> bool:
         """Whether the loss of a micro-batch will be computed from packed rows."""
         scoring = {name: micro_batch.get(name) for name in SCORING_ARGUMENTS}
-        for name in ("ids", "mask"):
-            parts = [micro_batch[f"prompt_{name}"], micro_batch[f"completion_{name}"]]
-            scoring["input_ids" if name == "ids" else "attention_mask"] = torch.cat(parts, dim=1)
+        for name, parts in (("input_ids", "ids"), ("attention_mask", "mask")):
+            scoring[name] = torch.cat([micro_batch[f"prompt_{parts}"], micro_batch[f"completion_{parts}"]], dim=1)
         scoring["logits_to_keep"] = micro_batch["completion_ids"].size(1)
         prompts = same_prompts(scoring, micro_batch["prompt_keys"].tolist(), self._pixels_by_row)
         # The views of a prompt are shared by those of its rollouts that have some.
@@ -152,7 +154,7 @@ class SharedPrefixGRPOTrainer(CardedGRPOTrainer):
         with self._scoring_rows_of(keys):
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if keys is not None:
-            self._metrics["train" if self.model.training else "eval"][TOKEN_RATIO].append(self._token_ratio)
+            self._metrics[self._mode][TOKEN_RATIO].append(self._token_ratio)
         return loss
 
     @contextmanager

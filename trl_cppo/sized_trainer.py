@@ -31,8 +31,9 @@ class SizedGRPOTrainer(SharedPrefixGRPOTrainer):
         named = {
             f"the evaluation data set {key!r}" if key else "the evaluation data set": datasets[key] for key in datasets
         }
+        placeholders = placeholder_texts(self.model, self.processing_class)
         for name, dataset in {"the training data set": self.train_dataset, **named}.items():
-            check_prompts(dataset, name, placeholder_texts(self.model, self.processing_class))
+            check_prompts(dataset, name, placeholders)
         if self.is_world_process_zero():
             report_prompt_lengths(self)
         return super().train(*args, **kwargs)

@@ -294,7 +294,7 @@ class CPPOTrainer(SizedGRPOTrainer):
         above = above_group_mean(
             self._rewards,
             self.reward_weights,
-            self.num_generations if self.model.training else self.num_generations_eval,
+            self._group_size,
             normalize_each=self.args.multi_objective_aggregation == "normalize_then_sum",
         )
         return above[self.accelerator.process_index * num_rows :][:num_rows]
@@ -378,11 +378,10 @@ class CPPOTrainer(SizedGRPOTrainer):
             difference = self._sampler_check.settle()
             if difference is not None and not self._metrics["train"][DIFFERENCE]:
                 self._metrics["train"][DIFFERENCE].append(difference)
-        mode = "train" if self.model.training else "eval"
-        sums = self._cpl_sums[mode].settle()
+        sums = self._cpl_sums[self._mode].settle()
         if sums is not None:
             values = cpl_metrics(sums, self.args.cpl_reduction)
-            self._metrics[mode].update({name: [value] for name, value in values.items()})
+            self._metrics[self._mode].update({name: [value] for name, value in values.items()})
         super().log(logs, start_time)
 
     def _contrastive_perception_loss(
@@ -405,7 +404,7 @@ class CPPOTrainer(SizedGRPOTrainer):
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
         squares = squared_gradients((policy_loss, told), request.logps)
         totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
-        self._cpl_sums["train" if self.model.training else "eval"].add(totals)
+        self._cpl_sums[self._mode].add(totals)
         return self._bounded(share, *totals[-2:].sqrt().tolist())
 
     def _bounded(self, share: torch.Tensor, policy_norm: float, share_norm: float) -> torch.Tensor:

@@ -57,6 +57,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self._hooks_attached = False
         self._runs = 0  # that are going on: 2 in an evaluation during the training
 
+    @property
+    def _mode(self) -> str:
+        """Under which TRL keeps the metrics of what is going on."""
+        return "train" if self.model.training else "eval"
+
     def _scored_models(self) -> list[PreTrainedModel]:
         """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
         models = [model for model in (self.model, self.ref_model) if model is not None]
