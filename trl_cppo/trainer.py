@@ -403,7 +403,7 @@ class CPPOTrainer(SizedGRPOTrainer):
             told = self.args.cpl_coef * self._share_of_window(inputs, estimate, selected)
         sums = cpl_sums(scores, request.mask, selected, divergences, loss, len(inputs["cpl_views"]))
         squares = squared_gradients((policy_loss, told), request.logps)
-        totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum")
+        totals = self.accelerator.reduce(torch.cat([sums, squares]), reduction="sum").cpu()  # one wait for the device
         self._cpl_sums[self._mode].add(totals)
         return self._bounded(share, *totals[-2:].sqrt().tolist())
 
