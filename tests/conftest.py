@@ -3,6 +3,7 @@
 """Tiny models, tasks and trainers that the tests share. Nothing here reaches the Hub."""
 
 import importlib.util
+import logging
 import os
 import socket
 import subprocess
@@ -105,6 +106,21 @@ def cpl_logged(trainer, mode="train"):
     return cpl_metrics(trainer._cpl_sums[mode].settle(), trainer.args.cpl_reduction)
 
 
+class told:
+    """Let the package's warnings reach pytest's `caplog`, whatever transformers does with its root logger."""
+
+    def __init__(self, caplog):
+        self.caplog = caplog
+
+    def __enter__(self):
+        self.caplog.clear()
+        self.logger = logging.getLogger("trl_cppo")
+        self.logger.addHandler(self.caplog.handler)
+
+    def __exit__(self, *error):
+        self.logger.removeHandler(self.caplog.handler)
+
+
 def weights(trainer):
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
@@ -190,6 +206,21 @@ def deepspeed_ops(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """`folders(family)`: where the family's tiny model and its processor are, for what reads them from a path."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            for part in build(family):
+                part.save_pretrained(made[family])
+        return made[family]
+
+    return folder
 
 
 @pytest.fixture(scope="session")

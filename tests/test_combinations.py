@@ -37,22 +37,6 @@ ROWS_OF_A_STEP = 12
 TOLERANCE = {"float32": dict(rel=2e-4, abs=2e-5), "bf16": dict(rel=0.1, abs=0.05)}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Where each family's model is: a reference model is loaded from a path."""
-    made = {}
-
-    def folder(family):
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp(family)
-            model, processor = build(family)
-            model.save_pretrained(made[family])
-            processor.save_pretrained(made[family])
-        return made[family]
-
-    return folder
-
-
 def train(row, folder, output, trainer_class=FixedCPPOTrainer, **changes):
     """What it logged at each step, and its weights."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import cpl_logged, generation_batch, logged, make_rows, make_trainer
-from test_steps import told
+from conftest import cpl_logged, generation_batch, logged, make_rows, make_trainer, told
 
 from trl_cppo.metrics import WindowSums, cpl_metrics
 

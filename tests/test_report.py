@@ -28,19 +28,9 @@ VIEWS = {"information_preserving": ["gaussian_blur"], "information_removing": ["
 MIXED = [1, 2, 0, 3]
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Folders of tiny models by family."""
-    folders = {}
-
-    def folder_of(family):
-        if family not in folders:
-            folders[family] = tmp_path_factory.mktemp(family)
-            for part in build(family):
-                part.save_pretrained(folders[family])
-        return str(folders[family])
-
-    return folder_of
+@pytest.fixture
+def saved(folders):
+    return lambda family: str(folders(family))
 
 
 def training_scores(trainer):

@@ -3,11 +3,12 @@
 """Which rollouts an optimizer step holds: GRPOTrainer's, whatever is shared and whatever λ is; and what is said of it."""
 
 import logging
+import math
 from types import MethodType
 
 import pytest
 import torch
-from conftest import CPPOConfig, generation_batch, logged, make_rows, make_trainer
+from conftest import CPPOConfig, generation_batch, logged, make_rows, make_trainer, told
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -72,6 +73,8 @@ def by_step(seen):
     ids=str,
 )
 def test_optimizer_steps_hold_the_rollouts_of_grpo(tmp_path, settings):
+    micro_batches = 2 * settings["steps_per_generation"] * settings.get("num_iterations", 1)  # two generation batches
+    settings = {"max_steps": math.ceil(micro_batches / settings["gradient_accumulation_steps"]), **settings}
     grpo, _ = run(tmp_path, settings, grpo=True)
     assert len({len(rollouts) for _, rollouts in grpo}) == 1
     for ours in ({"cpl_coef": 0.01}, {"cpl_coef": 0.0}, {"cpl_coef": 0.01, "share_prefix": False}):
@@ -194,21 +197,6 @@ def test_a_shuffle_within_a_reward_or_a_failure_changes_nothing(tmp_path):
 
 
 # What is said --------------------------------------------------------------------------------------------------------
-
-
-class told:
-    """Let the package's warnings reach pytest's `caplog`, whatever transformers does with its root logger."""
-
-    def __init__(self, caplog):
-        self.caplog = caplog
-
-    def __enter__(self):
-        self.caplog.clear()
-        self.logger = logging.getLogger("trl_cppo")
-        self.logger.addHandler(self.caplog.handler)
-
-    def __exit__(self, *error):
-        self.logger.removeHandler(self.caplog.handler)
 
 
 PARTS = ("hold fewer prompts", "in a row of its own, as GRPOTrainer")

@@ -55,21 +55,6 @@ def assert_same(model, expected, dtypes=True):
         assert own[name].dtype == value.dtype or not dtypes, name
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Where each family's model and processor lie: adapters name their base model by its path."""
-    made = {}
-
-    def folder(family):
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp(family)
-            for part in build(family):
-                part.save_pretrained(made[family])
-        return made[family]
-
-    return folder
-
-
 def trained(folder, output, family, peft_config=None, change=None):
     """A trainer whose model moved, was saved as `checkpoint-1`, and moved on; with the weights that were saved."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)

@@ -26,8 +26,8 @@ class WindowSums:
         self._sums: torch.Tensor | None = None
 
     def add(self, sums: torch.Tensor) -> None:
-        """Of one micro-batch and all processes, shape `(12,)`, as [`cpl_metrics`] takes them."""
-        sums = sums.cpu().double()  # counts of tokens outgrow float32
+        """Of one micro-batch and all processes, shape `(12,)`, as [`cpl_metrics`] takes them; on the CPU."""
+        sums = sums.double()  # counts of tokens outgrow float32
         self._sums = sums if self._sums is None else self._sums + sums
 
     def settle(self) -> torch.Tensor | None:

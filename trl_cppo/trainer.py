@@ -391,7 +391,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         share, sums = objective.loss(request, policy_loss, len(inputs["cpl_views"]), steps, num_gated)
         if self.table is not None:
             self.table.note(inputs, request.rows, request.selected)
-        totals = self.accelerator.reduce(sums, reduction="sum")
+        totals = self.accelerator.reduce(sums, reduction="sum").cpu()  # one wait for the device
         self._cpl_sums[self._mode].add(totals)
         return objective.bounded(share, totals)
 
@@ -409,10 +409,6 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._sampler_check.note(logps, sampled, _loss_mask(inputs), inputs.get("num_images"))
 
     # What is told ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._sampler_check is not None and self.model.training:

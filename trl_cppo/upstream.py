@@ -58,6 +58,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self._hooks_attached = False
         self._runs = 0  # that are going on: 2 in an evaluation during the training
 
+    @property
+    def _mode(self) -> str:
+        """Under which TRL keeps the metrics of what is going on."""
+        return "train" if self.model.training else "eval"
+
     def _scored_models(self) -> list[PreTrainedModel]:
         """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
         models = [model for model in (self.model, self.ref_model) if model is not None]
@@ -238,11 +243,10 @@ class RepairedGRPOTrainer(GRPOTrainer):
         with decorating("the table of completions"):
             even_contents(self._logs["prompt"], always="wandb" in self.args.report_to)
         before = len(self.state.log_history)
-        mode = "train" if self.model.training else "eval"
         try:
             super().log(logs, *args, **kwargs)
         except Exception:
-            if len(self.state.log_history) == before or self._metrics[mode]:  # which TRL empties in between
+            if len(self.state.log_history) == before or self._metrics[self._mode]:  # which TRL empties in between
                 raise
             with decorating("the table of completions"):
                 raise
