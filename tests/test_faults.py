@@ -17,7 +17,6 @@ from tiny_models import build
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo.dataset_checks import ROW_PLACE, LocatedRows, RowPlace, find_row_fault, row_names
-from trl_cppo.prompt_lengths import report_prompt_lengths
 
 BAD = 5  # the row at fault
 STRING = [{"role": "user", "content": "sum?"}]
@@ -293,7 +292,7 @@ def test_a_photo_trains_under_a_limit_and_is_warned_of_without(tmp_path, caplog)
         )
         trainer.model.config.text_config.max_position_embeddings = 100
         caplog.clear()
-        report_prompt_lengths(trainer)
+        trainer.log_prompt_lengths()
         if limits:
             trainer.train()
             assert_learned(trainer)

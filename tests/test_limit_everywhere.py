@@ -22,8 +22,8 @@ from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.evaluation import CompletionGenerator, evaluate_rows
 from trl_cppo.evaluation.identity import question_hash
 from trl_cppo.model_card import CardExample
-from trl_cppo.report.scoring import Scorer
 from trl_cppo.row_images import RowImages
+from trl_cppo.view_scoring import ViewScorer
 
 LIMIT = 56 * 56
 SIZES = [(112, 84), (56, 56), (300, 70), (40, 30)]
@@ -57,10 +57,12 @@ def test_the_same_tokens_everywhere(tmp_path, random_model):
     inputs, rewarded = seen
     assert sorted(inputs["image_grid_thw"].tolist()) == by_pixels and rewarded == LIMITED
 
-    scorer = Scorer(str(random_model), dataset, [], max_pixels=LIMIT, max_completion_length=4)
+    scorer = ViewScorer(str(random_model), dataset, max_pixels=LIMIT, max_completion_length=4)
+    scored, score = [], scorer._trainer.score_views
+    scorer._trainer.score_views = lambda *rows: scored.append(score(*rows)) or scored[-1]
     rollouts = scorer(list(dataset), list(range(4)))
     assert [rollout.views.images[0].size for rollout in rollouts] == LIMITED
-    assert sorted(scorer._trainer.batch["image_grid_thw"].tolist()) == by_pixels
+    assert sorted(scored[0][0]["image_grid_thw"].tolist()) == by_pixels
 
 
 # Preparation ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from test_agents import make_agent, model_and_processor  # noqa: F401, a fixture
 from tiny_models import FAMILIES
 
 from trl_cppo import prompt_lengths
-from trl_cppo.prompt_lengths import report_prompt_lengths
 
 SIZES = [(56, 56), (84, 56), (300, 70), (40, 30)]
 NAME = "trl_cppo.prompt_lengths"
@@ -27,7 +26,7 @@ def said(caplog):
     def look(trainer):
         caplog.clear()
         with caplog.at_level(logging.INFO, NAME):
-            report_prompt_lengths(trainer)
+            trainer.log_prompt_lengths()
         return [(record.levelname, record.getMessage()) for record in caplog.records if record.name == NAME]
 
     return look
@@ -104,7 +103,7 @@ def test_it_is_said_once_before_the_first_step_and_changes_no_draw(tmp_path, cap
 
     looked = run()
     assert [record.getMessage()[:21] for record in caplog.records if record.name == NAME] == ["Longest prompt found:"]
-    monkeypatch.setattr("trl_cppo.trainer.report_prompt_lengths", lambda trainer: None)
+    monkeypatch.setattr("trl_cppo.trainer.report_prompt_lengths", lambda *args: None)
     assert run() == looked
 
 

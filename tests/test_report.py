@@ -12,9 +12,10 @@ from PIL import Image as PILImage
 from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
+from trl_cppo import score_views
 from trl_cppo.losses import token_divergence
-from trl_cppo.report.scoring import Scorer
 from trl_cppo.report.summary import summarize
+from trl_cppo.view_scoring import ViewScorer
 from trl_cppo.views import get_view, register_view
 
 
@@ -66,7 +67,7 @@ def test_the_exact_kl_is_that_of_the_trainer_and_shown_at_every_token(tmp_path, 
         tmp_path, dataset, cpl_divergence="kl", gate_by_advantage=False,
         information_preserving=get_view("gaussian_blur"), information_removing=blank,
     )  # fmt: skip
-    scorer = Scorer(saved("qwen2_5_vl"), dataset, [], cpl_divergence="kl", **VIEWS)
+    scorer = ViewScorer(saved("qwen2_5_vl"), dataset, cpl_divergence="kl", **VIEWS)
     requests, loss = [], trainer._contrastive_perception_loss
     trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
         requests.append(request),
@@ -91,7 +92,7 @@ def test_the_numbers_are_those_of_the_trainer(tmp_path, saved, family):
     trainer = make_trainer(
         tmp_path, dataset, family=family, information_preserving=get_view("gaussian_blur"), information_removing=blank
     )
-    scorer = Scorer(saved(family), dataset, [], **VIEWS)
+    scorer = ViewScorer(saved(family), dataset, **VIEWS)
     compared = 0
     for row, ids, logps, entropies, selected in training_scores(trainer):
         [rollout] = scorer([dataset[row]], [row], [ids])
@@ -115,7 +116,7 @@ def test_the_numbers_are_those_of_the_trainer(tmp_path, saved, family):
 def test_the_score_is_what_ranked_the_tokens(saved):
     dataset = make_rows([1] * 3)
     for kind in ("relative_entropy_shift", "entropy_shift"):
-        scorer = Scorer(saved("qwen2_5_vl"), dataset, [], perception_score=kind, max_completion_length=12, **VIEWS)
+        scorer = ViewScorer(saved("qwen2_5_vl"), dataset, perception_score=kind, max_completion_length=12, **VIEWS)
         rollouts = scorer([dataset[row] for row in range(3)], [0, 1, 2])
         for scores in (rollout.scores for rollout in rollouts):
             rising = [shift > 0 for shift in scores.shifts]
@@ -129,7 +130,7 @@ def test_views_depend_on_seed_and_row_alone(saved):
     given = [[20 + row, 21, 30] for row in range(4)]
 
     def run(batches, **settings):
-        scorer = Scorer(saved("qwen2_5_vl"), dataset, [], **settings)
+        scorer = ViewScorer(saved("qwen2_5_vl"), dataset, **settings)
         rollouts = []
         for rows in batches:
             rollouts += scorer([dataset[row] for row in rows], rows, [given[row] for row in rows])
@@ -147,8 +148,8 @@ def test_views_depend_on_seed_and_row_alone(saved):
 
 def test_each_view_has_the_name_it_was_drawn_by(saved):
     dataset = make_rows([3])
-    scorer = Scorer(
-        saved("qwen2_5_vl"), dataset, [],
+    scorer = ViewScorer(
+        saved("qwen2_5_vl"), dataset,
         information_preserving=["gaussian_blur", "color_jitter"], information_removing=["report_test_blank", "zoom_crop"],
     )  # fmt: skip
     [rollout] = scorer([dataset[0]], [0], [[20]])
@@ -160,7 +161,7 @@ def test_each_view_has_the_name_it_was_drawn_by(saved):
 
 def test_text_only_rows_are_scored_without_views(saved):
     dataset = make_rows([1, 0])
-    scorer = Scorer(saved("qwen2_5_vl"), dataset, [], **VIEWS)
+    scorer = ViewScorer(saved("qwen2_5_vl"), dataset, **VIEWS)
     for batch in ([0, 1], [1]):
         rollout = scorer([dataset[row] for row in batch], batch, [[20, 21]] * len(batch))[-1]
         assert rollout.views is None and not rollout.scores.has_views and rollout.scores.shifts == []
@@ -171,10 +172,10 @@ def test_text_only_rows_are_scored_without_views(saved):
 def test_rewards_are_shown_where_there_are_some(saved):
     dataset = make_rows([1, 1])
     settings = {"max_completion_length": 4}
-    rollouts = Scorer(saved("qwen2_5_vl"), dataset, [hash_reward], **settings)([*dataset], [0, 1])
+    rollouts = ViewScorer(saved("qwen2_5_vl"), dataset, reward_funcs=[hash_reward], **settings)([*dataset], [0, 1])
     for rollout in rollouts:
         assert rollout.rewards == {"hash_reward": hash_reward(None, [rollout.ids])[0]}
-    assert Scorer(saved("qwen2_5_vl"), dataset, [], **settings)([*dataset], [0, 1])[0].rewards == {}
+    assert ViewScorer(saved("qwen2_5_vl"), dataset, **settings)([*dataset], [0, 1])[0].rewards == {}
 
 
 def test_an_adapter_is_scored_on_its_base_model(tmp_path, saved):
@@ -186,7 +187,7 @@ def test_an_adapter_is_scored_on_its_base_model(tmp_path, saved):
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     build("qwen2_5_vl")[1].save_pretrained(tmp_path / "merged")
     models = [saved("qwen2_5_vl"), str(tmp_path / "adapter"), str(tmp_path / "merged")]
-    before, ours, merged = [Scorer(m, dataset, [], **VIEWS)([dataset[0]], [0], [[20, 21]])[0].scores for m in models]
+    before, ours, merged = [ViewScorer(m, dataset, **VIEWS)([dataset[0]], [0], [[20, 21]])[0].scores for m in models]
     assert ours.logps == pytest.approx(merged.logps, abs=1e-5) and ours.shifts == pytest.approx(
         merged.shifts, abs=1e-5
     )
@@ -197,8 +198,39 @@ def test_sampling_and_greedy_decoding(saved):
     dataset = make_rows([1, 1])
 
     def ids(**settings):
-        scorer = Scorer(saved("qwen2_5_vl"), dataset, [], max_completion_length=16, **settings)
+        scorer = ViewScorer(saved("qwen2_5_vl"), dataset, max_completion_length=16, **settings)
         return [rollout.ids for rollout in scorer([*dataset], [0, 1])]
 
     assert ids() == ids(seed=5)
     assert ids(sample=True, seed=5) == ids(sample=True, seed=5) != ids(sample=True, seed=6)
+
+
+def test_score_views_is_what_the_report_shows(saved):
+    dataset = make_rows(MIXED)
+    model, processor = build("qwen2_5_vl")
+    texts = [["3", "4"], ["5"], ["6", "7", "8"], []]
+    scorer = ViewScorer(saved("qwen2_5_vl"), dataset, seed=3)
+    ids = [scorer.encode("".join(words)) for words in texts]
+    expected = scorer([*dataset], [0, 1, 2, 3], ids)
+    shown = score_views(model, processor, [*dataset], ["".join(words) for words in texts], batch_size=3, seed=3)
+    assert [rollout.ids for rollout in shown] == ids
+    for ours, theirs in zip(shown, expected, strict=True):
+        assert ours.scores.selected == theirs.scores.selected and (ours.views is None) == (theirs.views is None)
+        assert ours.scores.logps == pytest.approx(theirs.scores.logps, abs=1e-5)
+        assert ours.scores.removed_entropies == pytest.approx(theirs.scores.removed_entropies, abs=1e-5)
+    assert model.config.text_config._attn_implementation == "sdpa" and not model._forward_pre_hooks
+
+
+def test_score_views_takes_views_of_its_own_and_writes_what_is_not_given(saved):
+    def darkened(image, generator):
+        return PILImage.new("RGB", image.size)
+
+    rows = make_rows([1, 2])
+    rollouts = score_views(saved("qwen2_5_vl"), None, rows, information_removing=darkened, max_completion_length=5)
+    assert [0 < len(rollout.ids) <= 5 for rollout in rollouts] == [True, True]
+    assert [name for rollout in rollouts for _, name in rollout.views.names] == ["darkened"] * 3
+    assert {pixel for rollout in rollouts for view in rollout.views.pair.removed for pixel in view.tobytes()} == {0}
+    with pytest.raises(ValueError, match="There are 1 completions for 2 rows"):
+        score_views(saved("qwen2_5_vl"), None, rows, ["7"])
+    with pytest.raises(ValueError, match="With cpl_coef=0 there are no views"):
+        score_views(saved("qwen2_5_vl"), None, rows, ["7", "8"], cpl_coef=0)

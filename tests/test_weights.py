@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, build
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from trl_cppo.quick_start import quick_start
-from trl_cppo.report.scoring import Scorer
+from trl_cppo.view_scoring import ViewScorer
 from trl_cppo.weights import WeightsError, load_model, restore
 
 PROJECTIONS = (
@@ -82,7 +82,7 @@ def load_best(trainer, checkpoint):
 
 
 def load_report(trainer, checkpoint):
-    return Scorer(str(checkpoint), make_rows([1]), [], dtype="auto")._trainer.model
+    return ViewScorer(str(checkpoint), make_rows([1]), dtype="auto")._trainer.model
 
 
 def run_quick_start(trainer, checkpoint):

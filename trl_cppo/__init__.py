@@ -11,10 +11,11 @@ from .views import get_view, register_view
 try:
     from .config import CPPOConfig
     from .trainer import CPPOTrainer
+    from .view_scoring import score_views
 except ImportError as error:
     if error.name is not None and error.name.partition(".")[0] == "trl":  # it has not, or no longer, what we import
         error.add_note(FITTING_TRL)
     raise
 
-__all__ = ["CPPOConfig", "CPPOTrainer", "get_view", "limit_pixels", "register_view"]
+__all__ = ["CPPOConfig", "CPPOTrainer", "get_view", "limit_pixels", "register_view", "score_views"]
 __version__ = version("trl-cppo")

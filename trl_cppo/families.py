@@ -1,11 +1,17 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The model families whose view rows CPPOTrainer can append, and what is particular to each."""
+"""
+The model families that CPPOTrainer trains: [`FAMILIES`], a row for each. docs/families.md says how to add one.
+
+What can be asked of model, processor or tokenizer is asked there; a row says what cannot.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 from transformers import Idefics2Processor, PreTrainedModel, ProcessorMixin
@@ -13,27 +19,83 @@ from transformers.image_utils import load_image
 
 from .views import to_rgb, to_unconverted_rgb
 
-# By `config.model_type`.
-FAMILIES = (
-    "gemma3", "gemma4", "idefics2", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next", "llava_onevision", "paligemma",
-    "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm",
-)  # fmt: skip
-# Their pixels have one entry a row, padded to the row with the most images.
-_BY_ROW = ("idefics2", "idefics3", "smolvlm")
-# Why a family is not sampled by vLLM (0.27 to 0.30): anywhere, by its server, on a CPU. docs/distributed.md has what was checked.
+Weight = tuple[str, torch.Tensor]  # of a model, with its name
+
+
+def _as_in_memory(name: str, weight: torch.Tensor) -> Weight:
+    return name, weight
+
+
+def _in_a_vision_model(name: str, weight: torch.Tensor) -> Weight:
+    return name.replace("vision_tower.", "vision_tower.vision_model."), weight
+
+
+def _experts_transposed(name: str, weight: torch.Tensor) -> Weight:
+    is_packed = name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+    return name, weight.transpose(1, 2) if is_packed else weight
+
+
+@dataclass(frozen=True)
+class Family:
+    """
+    What is particular to a family; the defaults are those of most.
+
+    Attributes:
+        pixels_by_row (`bool`): its pixels have one entry a row, padded to the row with the most images, not one or more an image.
+        processor_that_loads (`type`, *optional*): of its processor, if that loads images as it does paths: upright, and without
+            transparency but for a colour that a file declares.
+        mrope (`bool`): its positions are multimodal rotary ones, which the model's `get_rope_index` counts.
+        unpackable (`str`, *optional*): why its rollouts cannot share a prefix. `None` only with a test that packed scores and
+            gradients equal the unpacked ones.
+        as_vllm_reads (`Callable`): makes of a weight's name in memory, and the weight, those of its checkpoints.
+        no_vllm (`str`, *optional*): why vLLM (0.27 to 0.30) does not sample it. docs/distributed.md has what was checked.
+        no_vllm_server (`str`, *optional*): why its server does not.
+        no_vllm_on_cpus (`str`, *optional*): why it does not on CPUs, where alone we could see whether it agrees.
+    """
+
+    pixels_by_row: bool = False
+    processor_that_loads: type[ProcessorMixin] | None = None
+    mrope: bool = False
+    unpackable: str | None = None
+    as_vllm_reads: Callable[[str, torch.Tensor], Weight] = _as_in_memory
+    no_vllm: str | None = None
+    no_vllm_server: str | None = None
+    no_vllm_on_cpus: str | None = None
+
+
+_BOTH_WAYS = "its image tokens attend to each other in both directions"
+_STATEFUL = "some of its layers carry a state from token to token, which a mask cannot cut between rollouts"
 _UNLOADABLE = "vLLM's model needs PixtralRotaryEmbedding, which transformers has no more since 5.23"
 _ONE_WAY = "on a CPU, vLLM's image tokens do not attend to those behind them, as the model's must"
 _HYBRID = "on a CPU, vLLM's hybrids of attention and recurrence give other log-probabilities than transformers, without images too"
 _SEVERAL_RUNS = "the tokens of one image are several runs, which TRL's client takes for several images"
-_VLLM_OBSTACLES = {
-    "idefics2": "vLLM has no such model",
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision", "paligemma"), _UNLOADABLE),
+
+# By `config.model_type`.
+FAMILIES = {
+    "gemma3": Family(unpackable=_BOTH_WAYS, as_vllm_reads=_in_a_vision_model, no_vllm_on_cpus=_ONE_WAY),
+    "gemma4": Family(unpackable=_BOTH_WAYS, no_vllm_on_cpus=_ONE_WAY),
+    "idefics2": Family(pixels_by_row=True, processor_that_loads=Idefics2Processor, no_vllm="vLLM has no such model"),
+    "idefics3": Family(pixels_by_row=True, no_vllm_server=_SEVERAL_RUNS),
+    "internvl": Family(),
+    "lfm2_vl": Family(
+        unpackable=_STATEFUL, as_vllm_reads=_in_a_vision_model, no_vllm_server=_SEVERAL_RUNS, no_vllm_on_cpus=_HYBRID
+    ),
+    "llava": Family(no_vllm=_UNLOADABLE),
+    "llava_next": Family(no_vllm=_UNLOADABLE),
+    "llava_onevision": Family(no_vllm=_UNLOADABLE),
+    "paligemma": Family(unpackable="its whole prompt attends in both directions", no_vllm=_UNLOADABLE),
+    "qwen2_5_vl": Family(mrope=True),
+    "qwen2_vl": Family(mrope=True),
+    "qwen3_5": Family(unpackable=_STATEFUL, no_vllm_on_cpus=_HYBRID),
+    "qwen3_5_moe": Family(unpackable=_STATEFUL, no_vllm_on_cpus=_HYBRID),
+    "qwen3_vl": Family(mrope=True),
+    "qwen3_vl_moe": Family(mrope=True, as_vllm_reads=_experts_transposed),
+    "smolvlm": Family(pixels_by_row=True, no_vllm_server=_SEVERAL_RUNS),
 }
-_SERVER_OBSTACLES = dict.fromkeys(("idefics3", "smolvlm", "lfm2_vl"), _SEVERAL_RUNS)
-_CPU_OBSTACLES = {
-    **dict.fromkeys(("gemma3", "gemma4"), _ONE_WAY),
-    **dict.fromkeys(("lfm2_vl", "qwen3_5", "qwen3_5_moe"), _HYBRID),
-}
+# Text models behind which rollouts can share a prefix, by the text configuration's `model_type`.
+PACKABLE_TEXT_MODELS = (
+    "llama", "mistral", "qwen2", "qwen3", *(f"{name}_text" for name, family in FAMILIES.items() if family.mrope),
+)  # fmt: skip
 
 
 class ViewProcessor:
@@ -66,7 +128,7 @@ class ViewProcessor:
                 f"CPPOTrainer does not recognise the model type {family!r}, so it cannot tell which pixels belong to "
                 f"which row. Known model types: {', '.join(FAMILIES)}. Use GRPOTrainer for other families."
             )
-        self.pixels_by_row = has_pixels_by_row(model)
+        self.pixels_by_row = FAMILIES[family].pixels_by_row
         self.to_rgb, self.converts = rgb_reader(processor), converts_to_rgb(processor)
         self._image_processor = processor.image_processor
         self._options = image_options(processor)
@@ -95,10 +157,10 @@ def converts_to_rgb(processor: ProcessorMixin) -> bool:
 def rgb_reader(processor: ProcessorMixin) -> Callable[[Image.Image | str], Image.Image]:
     """What makes an RGB image of any other, or of a path or URL, with the pixels that the processor sees."""
     convert = to_rgb if converts_to_rgb(processor) else to_unconverted_rgb
+    loading = tuple(family.processor_that_loads for family in FAMILIES.values() if family.processor_that_loads)
 
     def read(image: Image.Image | str) -> Image.Image:
-        # This one loads images as it does paths: upright, and without transparency but for a colour that a file declares.
-        if isinstance(processor, Idefics2Processor):
+        if isinstance(processor, loading):
             return convert(load_image(image))
         if not isinstance(image, str):
             return convert(image)
@@ -115,35 +177,24 @@ def rgb_reader(processor: ProcessorMixin) -> Callable[[Image.Image | str], Image
     return read
 
 
-def has_pixels_by_row(model: PreTrainedModel) -> bool:
-    """Whether the pixels of the model's family have one entry a row, whatever the number of its images."""
-    return model.config.model_type in _BY_ROW
+def family_of(model: PreTrainedModel) -> Family:
+    """The row of a model's family, which [`ViewProcessor`] knows."""
+    return FAMILIES[model.config.model_type]
 
 
-def as_vllm_reads(family: str, name: str, weight: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """A weight of the model in memory, under the name and in the layout that it has in the family's checkpoints."""
-    if family in ("gemma3", "lfm2_vl"):
-        name = name.replace("vision_tower.", "vision_tower.vision_model.")
-    if family == "qwen3_vl_moe" and name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
-        weight = weight.transpose(1, 2)
-    return name, weight
+def mrope_index(model: PreTrainedModel) -> Callable | None:
+    """The model's function of multimodal rotary positions, or `None` where it has none."""
+    base = model.get_base_model() if is_peft_model(model) else model
+    return base.model.get_rope_index if family_of(base).mrope else None
 
 
-def vllm_obstacle(family: str, mode: str, device: str) -> str | None:
+def vllm_obstacle(name: str, mode: str, device: str) -> str | None:
     """Why a family is not sampled by vLLM in this `vllm_mode` beside training on this kind of device; `None` if it is."""
-    if family not in FAMILIES:
+    if name not in FAMILIES:
         return "this model type is not known to CPPOTrainer"
-    tables = [
-        _VLLM_OBSTACLES,
-        _SERVER_OBSTACLES if mode == "server" else {},
-        _CPU_OBSTACLES if device == "cpu" else {},
-    ]
-    return next((table[family] for table in tables if family in table), None)
-
-
-def unchecked_reason(family: str) -> str | None:
-    """Why nobody has seen vLLM and the trainer agree on a family that is sampled by vLLM on GPUs; `None` if they were."""
-    return _CPU_OBSTACLES.get(family)
+    family = FAMILIES[name]
+    on_server = family.no_vllm_server if mode == "server" else None
+    return family.no_vllm or on_server or (family.no_vllm_on_cpus if device == "cpu" else None)
 
 
 def check_image_counts(pixels_by_row: bool, num_images: list[int] | None) -> None:

@@ -110,7 +110,7 @@ def answering_exact_kl(
     positions: Callable[[int], torch.Tensor | None] | None = None,
 ) -> AbstractContextManager:
     """
-    While this is open, the scoring forward fills in the request's selection and divergences.
+    While this is open, the scoring forward fills in the request's selection and divergences ([`~objective.Objective.answer`]).
 
     Args:
         request ([`ScoringRequest`]): of a loss.
@@ -128,8 +128,9 @@ def answering_exact_kl(
         # With device_map="auto" on several devices the head is not where the batch is.
         places = split_scores(*2 * [places.to(entropies.device)], request.rows).logps
         anchor, _, removed = places
-        selected = objective.select(entropies[anchor], entropies[removed], request.mask.to(entropies.device))
-        to_preserved, to_removed = kl_to_views(arguments, places, selected)
+        mask = request.mask.to(entropies.device)
+        selected = objective.select(entropies[anchor], entropies[removed], mask)
+        to_preserved, to_removed = kl_to_views(arguments, places, mask if request.everywhere else selected)
         request.selected = selected.to(device)
         request.divergences = to_preserved.to(device), to_removed.to(device)
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
-from .view_batch import BY_ROW, PIXELS
+from .scoring_arguments import BY_ROW, PIXELS
 
 _SIDE = 56  # pixels
 

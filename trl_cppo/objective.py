@@ -18,7 +18,7 @@ from .losses import (
     squared_gradients,
 )
 from .metrics import cpl_sums
-from .scoring_request import ScoringRequest, split_scores
+from .scoring_request import ScoringRequest, ViewScores, split_scores
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,20 @@ class Objective:
             min_shift=self.min_entropy_shift,
         )
 
+    def answer(self, request: ScoringRequest) -> ViewScores:
+        """
+        Fill in the selection and the divergences of a scored request, where its forward has not.
+
+        Returns:
+            [`ViewScores`]: what the forward says of the gated rows.
+        """
+        scores = split_scores(request.logps, request.entropies, request.rows)
+        if request.divergences is None:
+            request.selected = self.select(scores.entropies, scores.removed_entropies, request.mask)
+            tokens = request.mask if request.everywhere else request.selected
+            request.divergences = sampled_divergences(scores.logps, tokens, self.cpl_divergence)
+        return scores
+
     def loss(
         self,
         request: ScoringRequest,
@@ -62,7 +76,7 @@ class Objective:
         The micro-batch's share of λ · CPL, so scaled that the shares of a window add up to it, before the bound.
 
         Args:
-            request ([`ScoringRequest`]): answered; what is selected, and the divergences, are filled in where they are missing.
+            request ([`ScoringRequest`]): scored; see [`answer`] for the rest.
             policy_loss (`torch.Tensor`, 0-dim): L_GRPO of the micro-batch.
             num_rows (`int`): B.
             steps (`int`): micro-batches of an optimizer step.
@@ -72,11 +86,8 @@ class Objective:
             `tuple[torch.Tensor, torch.Tensor]`: the share, 0-dim, with its gradient; and the sums `(12,)` of this process that
                 [`~metrics.cpl_metrics`] reads.
         """
-        scores = split_scores(request.logps, request.entropies, request.rows)
         exact = request.divergences is not None
-        if not exact:
-            request.selected = self.select(scores.entropies, scores.removed_entropies, request.mask)
-            request.divergences = sampled_divergences(scores.logps, request.selected, self.cpl_divergence)
+        scores = self.answer(request)
         loss = divergence_contrast(*request.divergences, self.cpl_temperature)
 
         def share_of(token_losses: torch.Tensor) -> torch.Tensor:

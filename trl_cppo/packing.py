@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .fused_head import head_positions
-from .view_batch import BY_ROW, COUNTS, PIXELS, entries_of_rows, given_arguments
+from .scoring_arguments import BY_ROW, COUNTS, PIXELS, entries_of_rows, given_arguments
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,17 @@
 import heapq
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL import Image
+from transformers import PretrainedConfig
 from transformers.utils import logging
-from trl import prepare_multimodal_messages
 
-from .dataset_checks import images_of
-
-if TYPE_CHECKING:
-    from .config import CPPOConfig
-    from .trainer import CPPOTrainer
+from .config import CPPOConfig
 
 _COLUMNS = ("prompt", "images", "image")
 _BATCH = 256  # rows
@@ -41,32 +37,37 @@ class _Size:
         return self.pixels, self.images, self.characters, self.pixels / 28**2 + self.characters / 4
 
 
-def report_prompt_lengths(trainer: "CPPOTrainer") -> None:
+def report_prompt_lengths(
+    dataset: Dataset | IterableDataset,
+    args: CPPOConfig,
+    config: PretrainedConfig,
+    num_tokens: Callable[[dict[str, Any]], int],
+) -> None:
     """
     Log the most tokens that a prompt of the training data set makes, images included, and warn if prompt and completion
     together are more than vLLM or the model can hold. For the main process.
 
     Of each row the headers of its images and the length of its text are read; the rows with the largest of these are
-    tokenized as the trainer will do it. Streams, data sets with a transform, tools and environments, which bring their own
-    images, are passed over. An error of this look is no reason to stop a run: what is wrong with a row is named later.
+    tokenized. Streams and data sets with a transform are passed over. An error of this look is no reason to stop a run: what
+    is wrong with a row is named later.
 
     Args:
-        trainer (`CPPOTrainer`): before its first step.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): that is trained on.
+        args ([`CPPOConfig`]): of the run.
+        config (`PretrainedConfig`): the model's.
+        num_tokens (`Callable`): tokenizes a row's prompt as the trainer does, and counts.
     """
-    dataset = trainer.train_dataset
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
-        return
-    if trainer.tools or trainer.environment_factories is not None:
         return
     start = time.perf_counter()
     lengths, fault = {}, "no row"
     try:
-        for row in _largest_rows(trainer, dataset):
+        for row in _largest_rows(dataset, args):
             try:
-                lengths[row] = _num_tokens(trainer, dataset[row])
+                lengths[row] = num_tokens(dataset[row])
             except Exception as error:
                 fault = f"row {row}: {error}"
-        room = _room(trainer)
+        room = _room(args, config)
     except Exception as error:
         fault, lengths = error, {}
     if not lengths:
@@ -78,19 +79,18 @@ def report_prompt_lengths(trainer: "CPPOTrainer") -> None:
         f"{len(dataset)} rows the {len(lengths)} with the largest images and texts were tokenized, "
         f"{time.perf_counter() - start:.1f} s)."
     )
-    _warn(row, lengths[row], trainer.args, room)
+    _warn(row, lengths[row], args, room)
 
 
-def _room(trainer: "CPPOTrainer") -> dict[str, int]:
+def _room(args: CPPOConfig, config: PretrainedConfig) -> dict[str, int]:
     """The most tokens of prompt and completion, by what sets it."""
-    args = trainer.args
-    room = {"the model's max_position_embeddings": trainer.model.config.get_text_config().max_position_embeddings}
+    room = {"the model's max_position_embeddings": config.get_text_config().max_position_embeddings}
     if args.use_vllm and args.vllm_max_model_length is not None:
         room["vllm_max_model_length"] = args.vllm_max_model_length
     return room
 
 
-def _warn(row: int, tokens: int, args: "CPPOConfig", room: dict[str, int]) -> None:
+def _warn(row: int, tokens: int, args: CPPOConfig, room: dict[str, int]) -> None:
     needed, name = tokens + (args.max_completion_length or 0), min(room, key=room.__getitem__)
     if needed <= room[name]:
         return
@@ -103,20 +103,9 @@ def _warn(row: int, tokens: int, args: "CPPOConfig", room: dict[str, int]) -> No
     )
 
 
-def _num_tokens(trainer: "CPPOTrainer", example: dict[str, Any]) -> int:
-    [example] = trainer.row_images.rows([example])
-    column, images = images_of(example)
-    prompt = example["prompt"]
-    if column != "prompt":
-        prompt = prepare_multimodal_messages(prompt, images)
-    prompt_ids, *_ = trainer._tokenize_prompts([prompt])
-    return len(prompt_ids[0])
-
-
-def _largest_rows(trainer: "CPPOTrainer", dataset: Dataset) -> list[int]:
+def _largest_rows(dataset: Dataset, args: CPPOConfig) -> list[int]:
     """The rows that may make the most tokens, each once."""
-    limits = trainer.row_images.max_pixels, trainer.row_images.min_pixels
-    measures = [size.measures() for size in _sizes(dataset, *limits)]
+    measures = [size.measures() for size in _sizes(dataset, args.max_pixels, args.min_pixels)]
     largest = [
         heapq.nlargest(_LOOKED_AT, range(len(measures)), key=lambda row, by=by: measures[row][by]) for by in range(4)
     ]

@@ -55,9 +55,10 @@ class ScoringRequest:
     rows: list[int] = field(default_factory=list)  # the gated ones
     pairs: list[ViewPair] = field(default_factory=list)  # their views
     mask: torch.Tensor | None = None  # (N, T), bool: the tokens that count
+    everywhere: bool = False  # whether divergences are asked for at all of these, not at the perception tokens alone
 
     # What is answered.
     logps: torch.Tensor | None = None  # (B + 2N, T)
     entropies: torch.Tensor | None = None  # (B + 2N, T)
     selected: torch.Tensor | None = None  # (N, T), bool: the perception tokens
-    divergences: tuple[torch.Tensor, torch.Tensor] | None = None  # d⁺ and d⁻, each (N, T), 0 where not selected
+    divergences: tuple[torch.Tensor, torch.Tensor] | None = None  # d⁺ and d⁻, each (N, T), 0 elsewhere

@@ -11,22 +11,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, is_peft_model
 from transformers import PreTrainedModel
 
 from .config import CPPOConfig
-from .families import has_pixels_by_row, placeholder_ids
+from .families import PACKABLE_TEXT_MODELS, family_of, mrope_index, placeholder_ids
 from .packing import Packing, pack_scoring, packed_positions, plan_packing, same_prompts, tokens_saved
-from .packing_choice import mrope_index, packing_obstacle
-from .prefix_attention import PackedForwards
+from .prefix_attention import ATTENTION, PackedForwards
 from .regrouping import micro_batches_matter, regrouped, window_size
-from .view_batch import SCORING_ARGUMENTS
+from .scoring_arguments import SCORING_ARGUMENTS
 
 TOKEN_RATIO = "shared_prefix/token_ratio"  # the metric: tokens of a packed micro-batch over those of plain rows, or 1
 # Attention among packed prompts calls its kernel twice a prompt. On a CPU and a small model (benchmarks/prefix_overhead.py) packing
 # takes 0.89 to 1.27 of the time of plain rows where a prompt saves up to 23 tokens, 0.93 or less from 33 on.
 MIN_TOKENS_SAVED = 32  # a prompt, views counted as prompts, on average
-_PLAIN_ROWS = "share_prefix scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."
+_PLAIN_ROWS = "share_prefix={!r} scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."
 _REGROUPED = (
     "share_prefix=True brings the rollouts of a prompt together within a generation batch of {} micro-batches, so optimizer "
     "steps hold fewer prompts, and more rollouts of each, than GRPOTrainer's. share_prefix='auto' keeps its steps."
@@ -55,10 +54,10 @@ class SharedPrefix:
         self.plain_because: str | None = None
         self._num_processes = num_processes
         self.always = always
-        self._pixels_by_row = has_pixels_by_row(model)
+        self._pixels_by_row = family_of(model).pixels_by_row
         self._placeholder_ids = placeholder_ids(model)
         self._packing: Packing | None = None  # of the scoring that is running
-        self._packed_ever = self._warned = False
+        self._told = False
         self._forwards = PackedForwards()
         self.attach, self.detach = self._forwards.attach, self._forwards.detach
 
@@ -78,7 +77,6 @@ class SharedPrefix:
             return score(**scoring)
         mask, num_scored = scoring["attention_mask"], scoring["logits_to_keep"]
         packings = [plan_packing(mask, num_scored, prompts) for prompts in parts]
-        self._packed_ever = True
         self.token_ratio = sum(packing.labelled.numel() for packing in packings) / mask.numel()
         scored = [self._score_packed(score, scoring, packing) for packing in packings]
         logps, entropies = (None if values[0] is None else torch.cat(values) for values in zip(*scored, strict=True))
@@ -88,11 +86,12 @@ class SharedPrefix:
         """[`Packing.scored_positions`] of the scoring that is running; `None` if its rows are plain."""
         return None if self._packing is None else self._packing.scored_positions(num_scored)
 
-    def warn_if_unused(self) -> None:
-        """At the first log: say so if nothing was packed until then."""
-        if not self._warned and not self._packed_ever and self.plain_because is not None:
-            logger.warning(_PLAIN_ROWS.format(self.plain_because))
-        self._warned = True
+    def warn_if_plain(self, token_ratios: list[float]) -> None:
+        """At a log of the training, given the ratios since the last: say so, once, if the first losses were not all packed."""
+        if token_ratios and not self._told:  # a first window that packs is followed by others
+            self._told = True
+            if min(token_ratios) == 1 and self.plain_because is not None:
+                logger.warning(_PLAIN_ROWS.format(True if self.always else "auto", self.plain_because))
 
     def regroup(self, micro_batches: list[dict[str, Any]], args: CPPOConfig) -> list[dict[str, Any]]:
         """
@@ -194,9 +193,8 @@ def share_prefix(
     Raises:
         `ValueError`: if `share_prefix` is `True` and it cannot be done.
     """
-    if not args.share_prefix or (
-        args.share_prefix == "auto" and args.cpl_coef == 0
-    ):  # a run is then GRPO's bit for bit
+    # With cpl_coef=0 a run equals GRPOTrainer's bit for bit, and packed sums round otherwise.
+    if not args.share_prefix or (args.share_prefix == "auto" and args.cpl_coef == 0):
         return None
     always = args.share_prefix is True
     obstacle = packing_obstacle(models, args, has_aux_loss, own_images)
@@ -206,5 +204,51 @@ def share_prefix(
         return SharedPrefix(models[0], accelerator.num_processes, always)
     if always:
         raise ValueError(f"share_prefix=True is not possible: {obstacle}. Or use share_prefix='auto' or False.")
-    logger.warning(_PLAIN_ROWS.format(obstacle))
+    logger.warning(_PLAIN_ROWS.format(args.share_prefix, obstacle))
+    return None
+
+
+def packing_obstacle(
+    models: list[PreTrainedModel], args: CPPOConfig, has_aux_loss: bool, own_images: bool
+) -> str | None:
+    """
+    Why the rollouts of a prompt cannot share its prefix in a run, or `None` if they can.
+
+    Args:
+        models (`list[PreTrainedModel]`): the policy and, if there is one, the reference.
+        has_aux_loss (`bool`): whether the router's auxiliary loss is on.
+        own_images (`bool`): whether a rollout may have images of its own, from tools or environments.
+    """
+    if own_images:
+        return "tools and environments may put images into completions"
+    if args.neftune_noise_alpha is not None:
+        return "NEFTune's noise depends on the length of a row; unset neftune_noise_alpha"
+    if args.per_device_train_batch_size == 1:
+        return "micro-batches of one row; per_device_train_batch_size should be a multiple of num_generations"
+    obstacle = next((obstacle for obstacle in map(_model_obstacle, models) if obstacle is not None), None)
+    if obstacle is None and has_aux_loss:
+        return "the router's auxiliary loss counts every rollout's prompt; set router_aux_loss_coef=0"
+    return obstacle
+
+
+def _model_obstacle(model: PreTrainedModel) -> str | None:
+    family, text = model.config.model_type, model.config.get_text_config()
+    if family_of(model).unpackable is not None:
+        return f"{family} cannot: {family_of(model).unpackable}"
+    if text._attn_implementation not in ("sdpa", ATTENTION):
+        return (
+            f"the attention implementation {text._attn_implementation!r} cannot keep rollouts apart; load the model with "
+            "attn_implementation='sdpa'"
+        )
+    if text.model_type not in PACKABLE_TEXT_MODELS:
+        return f"the text model {text.model_type} was not tested; known: {', '.join(PACKABLE_TEXT_MODELS)}"
+    settings = text.to_dict()
+    if set(settings.get("layer_types") or ["full_attention"]) != {"full_attention"} or (
+        not settings.get("layer_types") and settings.get("sliding_window")
+    ):
+        return "layers of the text model attend in a sliding window, or not at all"
+    if is_peft_model(model):
+        adapter = model.active_peft_config
+        if adapter.is_prompt_learning or adapter.to_dict().get("alora_invocation_tokens"):
+            return "the adapter (PEFT's prompt learning or activated LoRA) counts tokens by row; train with LoRA"
     return None

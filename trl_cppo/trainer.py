@@ -5,6 +5,7 @@
 Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
 """
 
+import dataclasses
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
+from trl import prepare_multimodal_messages
 from trl.trainer.utils import get_config_model_id
 
 from .completions_table import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
@@ -31,10 +33,11 @@ from .prompt_lengths import report_prompt_lengths
 from .rollout_views import RolloutImages, make_views
 from .row_images import RowImages
 from .sampler_check import DIFFERENCE, SamplerCheck
+from .scoring_arguments import bind_scoring
 from .scoring_request import ScoringRequest, ViewPair
 from .shared_prefix import TOKEN_RATIO, share_prefix
 from .upstream import RepairedGRPOTrainer, decorating
-from .view_batch import append_view_rows, bind_scoring, view_keys
+from .view_batch import append_view_rows, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
 
@@ -106,6 +109,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        rewards (`torch.Tensor` of shape `(rollouts, reward functions)`, float32):
+            Of the last generation batch, of all processes; NaN where a function gave `None`.
 
     Raises:
         `ImportError`: if TRL is not of the tested versions and lacks, or has otherwise, something that is relied on; it
@@ -188,8 +193,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
             seed=args.seed,
             read=self.process_views.to_rgb,
         )
-        own_images = bool(tools) or environment_factory is not None
-        self.prefix = share_prefix(self._scored_models(), args, self.aux_loss_enabled, own_images, self.accelerator)
+        self.own_images = bool(tools) or environment_factory is not None  # a rollout may have some
+        self.prefix = share_prefix(
+            self._scored_models(), args, self.aux_loss_enabled, self.own_images, self.accelerator
+        )
         if self.prefix is not None:
             self._model_hooks.append(self.prefix)
         place = self.accelerator.process_index, self.accelerator.num_processes
@@ -200,7 +207,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.add_callback(self.weights_clock)
         self._saving = False  # a checkpoint, which is not lost for its card
         self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
-        self._rewards = torch.empty(0)  # of the last generation batch, of all processes
+        self.rewards = torch.empty(0)
+        self._given: list[list[int]] | None = None  # completions that take the place of sampled ones
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
@@ -215,8 +223,21 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def train(self, *args, **kwargs):
         check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
         if self.is_world_process_zero():
-            report_prompt_lengths(self)
+            self.log_prompt_lengths()
         return super().train(*args, **kwargs)
+
+    def log_prompt_lengths(self) -> None:
+        """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""
+        if not self.own_images:
+            report_prompt_lengths(self.train_dataset, self.args, self.model.config, self.num_prompt_tokens)
+
+    def num_prompt_tokens(self, row: dict[str, Any]) -> int:
+        """How many tokens the prompt of a row of the data set makes, images included."""
+        [row] = self.row_images.rows([row])
+        column, images = images_of(row)
+        prompt = row["prompt"] if column == "prompt" else prepare_multimodal_messages(row["prompt"], images)
+        prompt_ids, *_ = self._tokenize_prompts([prompt])
+        return len(prompt_ids[0])
 
     # A generation batch ------------------------------------------------------------------------------------------------
 
@@ -288,17 +309,21 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def _limiting(self, tools: dict[str, Any]) -> dict[str, Any]:
         return {name: self.row_images.tool(tool) for name, tool in tools.items()}
 
+    def _generate_single_turn(self, *args, **kwargs):
+        """Completions that [`score_views`] was given are not sampled."""
+        return super()._generate_single_turn(*args, **kwargs) if self._given is None else (self._given, None)
+
     def _calculate_rewards(self, *args, **kwargs):
         """The gate asks for them: a positive advantage may be rounding."""
-        self._rewards = super()._calculate_rewards(*args, **kwargs)
-        return self._rewards
+        self.rewards = super()._calculate_rewards(*args, **kwargs)
+        return self.rewards
 
     def _gated(self, batch: dict[str, Any]) -> list[bool]:
         """Which of this process's rollouts have a CPL, if they have images."""
         gated = _loss_mask(batch).any(dim=1).cpu()
         if self.args.gate_by_advantage:
             normalize_each = self.args.multi_objective_aggregation == "normalize_then_sum"
-            above = above_group_mean(self._rewards, self.reward_weights, self._group_size, normalize_each)
+            above = above_group_mean(self.rewards, self.reward_weights, self._group_size, normalize_each)
             above = above[self.accelerator.process_index * len(gated) :][: len(gated)]
             gated &= (batch["advantages"] > 0).cpu() & above
         return gated.tolist()
@@ -317,7 +342,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         )
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
-        if self.tools or self.environment_factories is not None:
+        if self.own_images:
             images = (self._rollout_images or {row: None})[row] or []
             return RolloutImages("images of the rollout", list(images), shared=False)
         return RolloutImages(*images_of(example), shared=True)
@@ -408,6 +433,35 @@ class CPPOTrainer(RepairedGRPOTrainer):
         sampled = inputs["sampling_per_token_logps"]
         self._sampler_check.note(logps, sampled, _loss_mask(inputs), inputs.get("num_images"))
 
+    @torch.no_grad()
+    def score_views(
+        self, rows: list[dict[str, Any]], completions: list[list[int]] | None = None
+    ) -> tuple[dict[str, Any], ScoringRequest]:
+        """
+        What a loss would be made of, as in an evaluation, for completions that are sampled or given; without a loss.
+
+        Args:
+            rows (`list[dict[str, Any]]` of length B): of a data set, `num_generations_eval` a prompt.
+            completions (`list[list[int]]` of length B, *optional*): token ids.
+
+        Returns:
+            The batch as TRL makes it, with `completion_ids` and `completion_mask` of shape `(B, T)`, int64; and the
+                [`ScoringRequest`], answered, with divergences at all tokens that count.
+        """
+        if self.args.cpl_coef == 0:
+            raise ValueError("With cpl_coef=0 there are no views to score; set it above 0.")
+        self.model.eval()
+        self._given = completions
+        try:
+            batch = self._prepare_inputs(rows)
+        finally:
+            self._given = None
+        request = dataclasses.replace(self._request_of(batch), everywhere=True)
+        with self._with_hooks(), self._asking(request), self.compute_loss_context_manager():
+            super().compute_loss(self.model, batch)
+        self._objective().answer(request)
+        return batch, request
+
     # What is told ------------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -419,8 +473,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         if sums is not None:
             values = cpl_metrics(sums, self.args.cpl_reduction)
             self._metrics[self._mode].update({name: [value] for name, value in values.items()})
-        if self.prefix is not None:
-            self.prefix.warn_if_unused()
+        if self.prefix is not None and self.model.training and self.args.cpl_coef != 0:
+            self.prefix.warn_if_plain(self._metrics["train"].get(TOKEN_RATIO, []))
         if self.table is not None:
             self.table.fill(self._logs["extra"][PERCEPTION_TOKENS])
         super().log(logs, start_time)

@@ -15,7 +15,7 @@ from accelerate.logging import get_logger
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from .view_batch import SCORING_ARGUMENTS
+from .scoring_arguments import SCORING_ARGUMENTS
 
 TESTED_TRL = ">=1.15,<1.17"  # as setup.cfg has it
 FITTING_TRL = f'trl-cppo was tested with TRL {TESTED_TRL}; to install one of these: pip install "trl{TESTED_TRL}"'

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.utils import logging
 from trl.generation.vllm_generation import VLLMGeneration
 
-from .families import as_vllm_reads, rgb_reader, unchecked_reason, vllm_obstacle
+from .families import family_of, rgb_reader, vllm_obstacle
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class RepairedVLLMGeneration(VLLMGeneration):
                 f"use_vllm=True with vllm_mode={self.mode!r} is not supported for {family}: {obstacle}. Sample with "
                 "transformers (use_vllm=False)."
             )
-        doubt = unchecked_reason(family)
+        doubt = family_of(self.model).no_vllm_on_cpus
         if doubt is not None:
             logger.warning(
                 f"vLLM was not checked on GPUs for {family}, and on CPUs it is not right: {doubt}. The run stops before its "
@@ -44,9 +44,9 @@ class RepairedVLLMGeneration(VLLMGeneration):
 
     def _iter_named_params(self):
         # vLLM reads weights as they are in a checkpoint, which for some families is not as they are in memory.
-        family = self.model.config.model_type
+        family = family_of(self.model)
         for name, weight in super()._iter_named_params():
-            yield as_vllm_reads(family, name, weight)
+            yield family.as_vllm_reads(name, weight)
 
     def sync_weights(self):
         super().sync_weights()

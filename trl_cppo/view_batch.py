@@ -6,37 +6,14 @@
 information-removing rows.
 """
 
-import functools
-import inspect
-import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import trl.trainer.grpo_trainer as grpo_module
 
 from .families import ViewProcessor
+from .scoring_arguments import BY_ROW, COUNTS, PIXELS, SCORING_ARGUMENTS, SHAPES, entries_of_rows, given_arguments
 from .scoring_request import ViewPair
-
-# How each argument of GRPOTrainer's scoring function is indexed. One that is in none of these sets is refused: a
-# tensor handed on unextended would silently pair view rows with other rows' pixels.
-BY_ROW = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
-_SHAPES = frozenset({"image_grid_thw", "image_sizes", "spatial_shapes"})  # they say how many tokens an image makes
-PIXELS = _SHAPES | {"pixel_values", "pixel_attention_mask", "image_position_ids"}
-COUNTS = frozenset({"num_images", "num_tiles"})
-_PASSED_ON = frozenset({"model", "logits_to_keep", "batch_size", "compute_entropy", "compute_aux_loss"})
-SCORING_ARGUMENTS = BY_ROW | PIXELS | COUNTS | _PASSED_ON
-
-
-def bind_scoring(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of `GRPOTrainer._get_per_token_logps_and_entropies` by name."""
-    score = functools.partial(grpo_module.GRPOTrainer._get_per_token_logps_and_entropies, None)
-    return inspect.signature(score).bind(*args, **kwargs).arguments
-
-
-def given_arguments(scoring: dict[str, Any]) -> set[str]:
-    """The names of the scoring arguments that are not `None`."""
-    return {name for name, value in scoring.items() if value is not None}
 
 
 def append_view_rows(
@@ -114,17 +91,6 @@ def _distinct(pairs: list[ViewPair]) -> tuple[list[int], list[int]]:
     return firsts, order + [number + len(firsts) for number in order]
 
 
-def entries_of_rows(name: str, scoring: dict[str, Any], pixels_by_row: bool) -> list[int]:
-    """How many entries along dimension 0 of a pixel tensor belong to each anchor row."""
-    num_images = scoring["num_images"]
-    if pixels_by_row:
-        return [1] * len(num_images)
-    if name == "pixel_values" and scoring.get("image_grid_thw") is not None:
-        patches = iter(scoring["image_grid_thw"].prod(dim=-1).tolist())
-        return [sum(itertools.islice(patches, count)) for count in num_images]
-    return num_images if scoring.get("num_tiles") is None else scoring["num_tiles"]
-
-
 def _check_same_shape(
     name: str, views: torch.Tensor, anchors: torch.Tensor, entries: list[int], rows: list[int]
 ) -> None:
@@ -132,7 +98,7 @@ def _check_same_shape(
     expected = 2 * sum(entries[row] for row in rows)
     if views.size(0) != expected:
         raise ValueError(f"The views make {views.size(0)} entries of {name} where their images make {expected}.")
-    if name in _SHAPES:
+    if name in SHAPES:
         by_row = torch.split(anchors, entries)
         shapes = torch.cat([by_row[row] for row in rows]).cpu()
         if not torch.equal(torch.cat([shapes, shapes]), views.cpu()):

@@ -53,14 +53,15 @@ class ViewMaker:
         preserved, removed = [], []
         for place, image in enumerate(images):
             try:
-                rgb = self._read(image)
+                rgb = self.read_image(image)
                 preserved.append(apply_view(choose_view(self.preserving, generator), rgb, generator))
                 removed.append(apply_view(choose_view(self.removing, generator), rgb, generator))
             except Exception as error:  # a user's view may raise anything
                 raise ValueError(f"image {place}: {error}") from error
         return ViewPair(preserved, removed)
 
-    def _read(self, image: Any) -> Image.Image:
+    def read_image(self, image: Any) -> Image.Image:
+        """An image as it is shown to the views."""
         if not isinstance(image, (str, Image.Image)):
             raise TypeError(f"expected a PIL image, a path or a URL, got {type(image).__name__}.")
         return self.read(image)

@@ -20,9 +20,9 @@ from ..config import CPPOConfig, as_in_training
 from ..dataset_checks import ROW_PLACE, RowPlace
 from ..image_size import check_limits
 from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
+from ..view_scoring import Rollout, ViewScorer
 from .completions import GivenCompletion, prompt_text, read_completions
 from .page import Row, Settings, render
-from .scoring import Rollout, Scorer
 
 
 @dataclass
@@ -121,10 +121,10 @@ class _Job:
 
 def _score(args: ReportArguments, job: _Job, model: str, ids: list[list[int]] | None) -> list[Rollout]:
     """All rows by one model; `ids` are the completions, `None` lets it write them or takes the given texts."""
-    scorer = Scorer(
+    scorer = ViewScorer(
         model,
         job.dataset,
-        job.reward_funcs,
+        reward_funcs=job.reward_funcs,
         sample=args.sample,
         per_device_eval_batch_size=args.batch_size,
         dtype=args.dtype,
