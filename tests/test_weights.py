@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, build
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from trl_cppo.quick_start import quick_start
+from trl_cppo.card.quick_start import quick_start
 from trl_cppo.report.scoring import Scorer
 from trl_cppo.weights import WeightsError, load_model, restore
 

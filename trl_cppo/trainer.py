@@ -17,6 +17,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
+from .card import CardExample, write_card
+from .card.model_card import WeightsClock, without_peft_card
 from .completions_table import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of
@@ -24,7 +26,6 @@ from .families import ViewProcessor, check_image_counts, placeholder_ids, placeh
 from .fused_head import answering_exact_kl
 from .gate import above_group_mean
 from .metrics import WindowSums, cpl_metrics
-from .model_card import CardExample, WeightsClock, without_peft_card, write_card
 from .objective import Objective
 from .prompt_checks import check_all_prompts
 from .prompt_lengths import report_prompt_lengths
@@ -102,7 +103,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             tool results never count in the CPL. A rollout function's rows keep the images of the data set.
 
     Attributes:
-        card_example ([`~trl_cppo.model_card.CardExample`], *optional*):
+        card_example ([`~trl_cppo.card.CardExample`], *optional*):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
@@ -431,7 +432,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
+        Write `README.md` into the output folder; see [`~trl_cppo.card.write_card`]. TRL calls this at every
         checkpoint and before every upload. What fails raises, but for a checkpoint, which is saved without its card then.
         """
         with decorating("the model card") if self._saving else nullcontext():

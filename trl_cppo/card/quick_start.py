@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 
-from .weights import rounded_by_default
+from ..weights import rounded_by_default
 
 if TYPE_CHECKING:
+    from ..trainer import CPPOTrainer
     from .model_card import CardExample
-    from .trainer import CPPOTrainer
 
 EXAMPLE_IMAGE = "example.png"
 

@@ -26,17 +26,17 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 from trl.trainer.utils import get_callable_name
 
-from .card_results import TASK, embedded_results, evaluation_results, merge_results, results_section
-from .card_sources import BaseModel, find_base_model, hub_dataset
-from .families import rgb_reader
-from .image_size import limit_pixels
+from ..families import rgb_reader
+from ..image_size import limit_pixels
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 from .plotting import metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
+from .results import TASK, embedded_results, evaluation_results, merge_results, results_section
+from .sources import BaseModel, find_base_model, hub_dataset
 
 if TYPE_CHECKING:
-    from .config import CPPOConfig
-    from .trainer import CPPOTrainer
+    from ..config import CPPOConfig
+    from ..trainer import CPPOTrainer
 
 _EMPTY = re.compile(r"\n{3,}")
 logger = logging.get_logger(__name__)
@@ -101,7 +101,7 @@ def write_card(
         image.save(folder / EXAMPLE_IMAGE)
     card = ModelCard.from_template(
         data,
-        template_str=files("trl_cppo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
+        template_str=files(__package__).joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         title=escape(name),
         origin=_origin(base.shown, is_adapter, dataset),
         is_adapter=is_adapter,
@@ -157,7 +157,7 @@ def _results(trainer: "CPPOTrainer", folder: Path) -> list[EvalResult]:
     """What was measured of these weights: on the embedded run's way, and by `examples/evaluate.py` into this folder."""
     state, path, during = trainer.state, folder / "evaluation.json", []
     if any("held_out_accuracy" in entry for entry in state.log_history):
-        from .digits import HeldOutAccuracy
+        from ..digits import HeldOutAccuracy
 
         counts = [len(x.dataset) for x in trainer.callback_handler.callbacks if isinstance(x, HeldOutAccuracy)]
         during = embedded_results(state.log_history, state.global_step, counts[0] if counts else None)
