@@ -69,7 +69,7 @@ FAILURES = {
     "file of the card": ("huggingface_hub.ModelCard.save", "the model card"),
     "table on the screen": ("trl.trainer.grpo_trainer.print_prompt_completions_sample", "the table of completions"),
     "table in a file": ("pandas.DataFrame.to_parquet", "the table of completions"),
-    "contents of the table": ("trl_cppo.completions_table._even_contents", "the table of completions"),
+    "contents of the table": ("trl_cppo.upstream.even_contents", "the table of completions"),
 }
 
 
