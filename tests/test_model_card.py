@@ -181,6 +181,14 @@ def test_the_held_out_accuracy_of_the_embedded_run(tmp_path):
     assert not write(trainer).data.eval_results  # nothing was measured of these weights
 
 
+def test_the_number_of_held_out_questions_comes_with_their_accuracy(tmp_path):
+    held_out = digits.HeldOutAccuracy(digits.make_dataset("held_out", 3, seed=1), every=1)
+    trainer = make_trainer(tmp_path / "out", max_steps=1, callbacks=[held_out])
+    trainer.train()
+    [result] = write(trainer).data.eval_results
+    assert result.metric_args["questions"] == 3
+
+
 # Evaluations ----------------------------------------------------------------------------------------------------------
 
 
