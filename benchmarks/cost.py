@@ -34,8 +34,8 @@ from trl import GRPOConfig, GRPOTrainer
 from turns import seconds, take_turns
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.card.markdown import table
 from trl_cppo.digits.model import seeded_cpu
-from trl_cppo.markdown import table
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 ARMS = {"grpo": "grpo_", "cppo": "", "cppo_kl": "kl_", "every_row": "every_row_"}  # and the prefixes of their figures

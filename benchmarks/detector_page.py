@@ -8,7 +8,7 @@ from typing import Any
 import detection
 import pictures
 
-from trl_cppo.markdown import table
+from trl_cppo.card.markdown import table
 
 START = "warm start"
 SCORES = {

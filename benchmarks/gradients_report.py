@@ -12,7 +12,7 @@ import numpy as np
 import pictures
 from gradient_effects import EFFECTS
 
-from trl_cppo.markdown import table
+from trl_cppo.card.markdown import table
 
 Batch = dict[str, Any]
 SHOWN = {  # part: its label in the picture

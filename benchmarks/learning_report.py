@@ -12,7 +12,7 @@ import pictures
 from arms import ARMS
 from learning_runs import COEFS, SWEEP, SWEPT, sweep_job
 
-from trl_cppo.markdown import table
+from trl_cppo.card.markdown import table
 
 Values = dict[tuple[int, int], float]  # of a run each, by warm start and seed
 Run = dict[str, Any]

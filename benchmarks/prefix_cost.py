@@ -18,7 +18,7 @@ from shapes import Depth, Row, ShapeBench, build_model, load_config, shrink
 from transformers import Qwen2_5_VLConfig
 from turns import take_turns
 
-from trl_cppo.markdown import table
+from trl_cppo.card.markdown import table
 
 ARMS = ["grpo", "cppo_shared"]
 

@@ -23,7 +23,7 @@ from scale import small_config
 from shapes import Row, ShapeBench, build_model
 from turns import take_turns
 
-from trl_cppo.markdown import table
+from trl_cppo.card.markdown import table
 
 PROMPTS = {5: (1, 16), 12: (8, 16), 24: (20, 16), 48: (44, 16), 72: (56, 64)}  # tokens: those of text, patches
 # Prompts of a micro-batch, rollouts of each, completion tokens.

@@ -44,7 +44,7 @@ from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
 from trl_cppo import weights
-from trl_cppo.card_results import add_evaluation
+from trl_cppo.card import add_evaluation
 from trl_cppo.config import as_in_training
 from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.digits.task import MAX_RESPONSE_TOKENS as DIGITS_LENGTH

@@ -16,12 +16,12 @@ from PIL import Image as PILImage
 from test_data import geometry3k, virl39k
 
 from trl_cppo import limit_pixels
+from trl_cppo.card import CardExample
 from trl_cppo.data import prepare
 from trl_cppo.data.images import MIN_SIDE, usable_bytes
 from trl_cppo.dataset_checks import LocatedRows
 from trl_cppo.evaluation import CompletionGenerator, evaluate_rows
 from trl_cppo.evaluation.identity import question_hash
-from trl_cppo.model_card import CardExample
 from trl_cppo.row_images import RowImages
 from trl_cppo.view_scoring import ViewScorer
 

@@ -23,10 +23,10 @@ from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
 from trl_cppo import digits, get_view
-from trl_cppo.card_results import _RESULTS, add_evaluation
-from trl_cppo.card_sources import find_base_model
-from trl_cppo.markdown import escape
-from trl_cppo.model_card import CardExample
+from trl_cppo.card import CardExample
+from trl_cppo.card.markdown import escape
+from trl_cppo.card.results import _RESULTS, add_evaluation
+from trl_cppo.card.sources import find_base_model
 
 EVALUATION = {
     "model": "cppo-digits", "dataset": "someone/questions", "split": "test", "num_questions": 200, "reward": "sum_reward",
@@ -179,6 +179,14 @@ def test_the_held_out_accuracy_of_the_embedded_run(tmp_path):
     assert "| digits (test) | accuracy, greedy | 0.7 |" in card.text
     trainer.state.global_step = 3
     assert not write(trainer).data.eval_results  # nothing was measured of these weights
+
+
+def test_the_number_of_held_out_questions_comes_with_their_accuracy(tmp_path):
+    held_out = digits.HeldOutAccuracy(digits.make_dataset("held_out", 3, seed=1), every=1)
+    trainer = make_trainer(tmp_path / "out", max_steps=1, callbacks=[held_out])
+    trainer.train()
+    [result] = write(trainer).data.eval_results
+    assert result.metric_args["questions"] == 3
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------

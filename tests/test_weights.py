@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, build
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from trl_cppo.quick_start import quick_start
 from trl_cppo.view_scoring import ViewScorer
 from trl_cppo.weights import WeightsError, load_model, restore
 
@@ -87,7 +86,8 @@ def load_report(trainer, checkpoint):
 
 def run_quick_start(trainer, checkpoint):
     """The model that the code of the checkpoint's card loads, with its default dtype."""
-    code = quick_start(trainer, None, checkpoint).split("\n\nimage = ")[0].replace(', device_map="auto"', "")
+    _, code = (checkpoint / "README.md").read_text().split("```python\n")
+    code = code.split("\n\nimage = ")[0].replace(', device_map="auto"', "")
     namespace = {}
     exec(re.sub(r"model_id = .*", f"model_id = {str(checkpoint)!r}", code), namespace)
     return namespace["model"]

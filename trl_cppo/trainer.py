@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import prepare_multimodal_messages
-from trl.trainer.utils import get_config_model_id
+from trl.trainer.utils import get_callable_name, get_config_model_id
 
+from .card import CardExample, CardFacts, Hardware, is_hub_id, write_card
+from .card.saving import WeightsClock, without_peft_card
+from .card.sources import find_base_model, hub_dataset
 from .completions_table import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .config import CPPOConfig
 from .dataset_checks import check_dataset, images_of
@@ -26,7 +31,6 @@ from .families import ViewProcessor, check_image_counts, placeholder_ids, placeh
 from .fused_head import answering_exact_kl
 from .gate import above_group_mean
 from .metrics import WindowSums, cpl_metrics
-from .model_card import CardExample, WeightsClock, without_peft_card, write_card
 from .objective import Objective
 from .prompt_checks import check_all_prompts
 from .prompt_lengths import report_prompt_lengths
@@ -40,6 +44,7 @@ from .upstream import RepairedGRPOTrainer, decorating
 from .view_batch import append_view_rows, view_keys
 from .view_maker import ViewMaker
 from .views import View, get_view
+from .weights import rounded_by_default
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -105,7 +110,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             tool results never count in the CPL. A rollout function's rows keep the images of the data set.
 
     Attributes:
-        card_example ([`~trl_cppo.model_card.CardExample`], *optional*):
+        card_example ([`~trl_cppo.card.CardExample`], *optional*):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
@@ -485,13 +490,39 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Write `README.md` into the output folder; see [`~trl_cppo.model_card.write_card`]. TRL calls this at every
+        Write `README.md` into the output folder; see [`~trl_cppo.card.write_card`]. TRL calls this at every
         checkpoint and before every upload. What fails raises, but for a checkpoint, which is saved without its card then.
         """
         with decorating("the model card") if self._saving else nullcontext():
             super().create_model_card(model_name, dataset_name, tags)
             if self.is_world_process_zero():
-                write_card(self, model_name, dataset_name)
+                if is_hub_id(dataset_name):
+                    self.card_dataset = dataset_name  # for later cards, of which TRL does not tell
+                write_card(self._card_facts(), Path(self.args.output_dir), model_name)
+
+    def _card_facts(self) -> CardFacts:
+        """What the main process knows, once TRL has written its own card."""
+        args, example = self.args, self.card_example
+        if example is not None:
+            example = example.as_seen(args.max_pixels, args.min_pixels, self.process_views.to_rgb)
+        return CardFacts(
+            args=args,
+            state=self.state,
+            trl_card=ModelCard.load(Path(args.output_dir) / "README.md"),
+            paper=self._paper,
+            base=find_base_model(self.model.config),
+            dataset=self.card_dataset or hub_dataset(self.train_dataset),
+            is_adapter=is_peft_model(self.model),
+            rounded_by_default=rounded_by_default(self.model),
+            hub_model_id=self.hub_model_id,
+            example=example,
+            rewards=list(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
+            preserving=[get_callable_name(view) for view in self.view_maker.preserving],
+            removing=[get_callable_name(view) for view in self.view_maker.removing],
+            hardware=Hardware.of(self.accelerator),
+            uses_deepspeed=self.is_deepspeed_enabled,
+            weights_time=self.weights_clock.time,
+        )
 
     def _save_checkpoint(self, model, trial) -> None:
         self._saving = True
@@ -517,4 +548,4 @@ class CPPOTrainer(RepairedGRPOTrainer):
             self.create_model_card()
         if folder.resolve() != output.resolve():
             folder.mkdir(parents=True, exist_ok=True)  # FSDP saves sharded weights later, in a folder of their own
-            write_card(self, checkpoint=folder)
+            write_card(self._card_facts(), folder)

@@ -45,7 +45,7 @@ def accuracy(model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset
 
 class HeldOutAccuracy(TrainerCallback):
     """
-    Logs `held_out_accuracy` into the trainer's log history: before the first step, every few steps, after the last.
+    Logs `held_out_accuracy` and `held_out_questions` into the trainer's log history: before the first step, every few steps, after the last.
 
     Args:
         dataset (`Dataset`): the held-out canvases.
@@ -61,7 +61,8 @@ class HeldOutAccuracy(TrainerCallback):
         if state.global_step in measured:  # resumed from a checkpoint of this step
             return
         value = accuracy(model, processor, self.dataset)
-        state.log_history.append({"step": state.global_step, "held_out_accuracy": value})
+        measured_on = {"held_out_questions": len(self.dataset)}  # the model card says on how many
+        state.log_history.append({"step": state.global_step, "held_out_accuracy": value, **measured_on})
         if state.is_world_process_zero:
             print(
                 f"step {state.global_step}: held-out accuracy {value:.3f} on {len(self.dataset)} canvases", flush=True

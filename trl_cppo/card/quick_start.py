@@ -3,16 +3,11 @@
 """The code of a model card's quick start: loads this very model with an image, and runs as it is written."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from accelerate.utils import is_peft_model
 from transformers.trainer_utils import HubStrategy
 
-from .weights import rounded_by_default
-
-if TYPE_CHECKING:
-    from .model_card import CardExample
-    from .trainer import CPPOTrainer
+from ..config import CPPOConfig
+from .facts import CardFacts
 
 EXAMPLE_IMAGE = "example.png"
 
@@ -47,14 +42,14 @@ image = Image.new("RGB", (448, 224), "white")  # or Image.open("your.png")
 ImageDraw.Draw(image).text((60, 70), "12 + 30 = ?", fill="black", font_size=72)"""
 
 
-def _hub_subfolder(trainer: "CPPOTrainer", checkpoint: Path) -> str | None:
-    """Where in the repository a checkpoint goes; `None` if it does not go there."""
-    args = trainer.args
-    if not args.push_to_hub or not checkpoint.resolve().is_relative_to(Path(args.output_dir).resolve()):
+def _hub_subfolder(args: CPPOConfig, folder: Path) -> str | None:
+    """Where in the repository a folder goes, the output folder as the whole; `None` if it does not go there."""
+    folder, output = folder.resolve(), Path(args.output_dir).resolve()
+    if folder == output:
+        return ""
+    if not args.push_to_hub or not folder.is_relative_to(output):
         return None
-    return {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: checkpoint.name}.get(
-        args.hub_strategy
-    )
+    return {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: folder.name}.get(args.hub_strategy)
 
 
 def _shown(folder: Path, output: Path) -> str:
@@ -65,7 +60,7 @@ def _shown(folder: Path, output: Path) -> str:
     return folder.resolve().relative_to(outer.resolve().parent).as_posix()
 
 
-def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoint: Path | None = None) -> str:
+def quick_start(facts: CardFacts, folder: Path) -> str:
     """
     Python code that loads the trained model and answers a question on an image.
 
@@ -73,16 +68,14 @@ def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoin
     card must not show where somebody's disk has it.
 
     Args:
-        trainer (`CPPOTrainer`): names the model.
-        example (`CardExample`, *optional*): what to ask; without it an image is drawn.
-        checkpoint (`Path`, *optional*): the folder of a checkpoint, if it is this one that is loaded.
+        facts ([`CardFacts`]): name the model and what to ask; without an example an image is drawn.
+        folder (`Path`): where this model is saved: the output folder, a checkpoint's or another.
     """
-    args = trainer.args
-    output = Path(args.output_dir)
-    subfolder = _hub_subfolder(trainer, checkpoint) if checkpoint else ""
-    ids = [hub_id for hub_id in (trainer.hub_model_id, args.hub_model_id) if hub_id and "/" in hub_id]
+    args, example = facts.args, facts.example
+    subfolder = _hub_subfolder(args, folder)
+    ids = [hub_id for hub_id in (facts.hub_model_id, args.hub_model_id) if hub_id and "/" in hub_id]
     on_hub = ids[0] if ids and subfolder is not None else None
-    local = _shown(checkpoint or output, output)
+    local = _shown(folder, Path(args.output_dir))
     if example is None:
         image, question = _DRAWN, "What does the image show?"
     elif on_hub:
@@ -92,18 +85,17 @@ def quick_start(trainer: "CPPOTrainer", example: "CardExample | None", checkpoin
     else:
         image, question = f'image = Image.open(f"{{model_id}}/{EXAMPLE_IMAGE}")', example.question
     part = f", subfolder={ascii(subfolder)}" if on_hub and subfolder else ""
-    is_adapter = is_peft_model(trainer.model)
     # The default is one type for all weights, and would round those that were saved in a wider one.
-    dtype = ', dtype="float32"' if rounded_by_default(trainer.model) else ""
+    dtype = ', dtype="float32"' if facts.rounded_by_default else ""
     imports = ["from huggingface_hub import hf_hub_download\n"] if example is not None and on_hub else []
-    imports += ["from peft import PeftConfig, PeftModel\n"] if is_adapter else []
+    imports += ["from peft import PeftConfig, PeftModel\n"] if facts.is_adapter else []
     return _CODE.format(
         imports="".join(imports),
         pil="Image, ImageDraw" if example is None else "Image",
         model_id=ascii(on_hub or local),
         subfolder=part,
         comment="" if on_hub else "  # a local folder",
-        model=(_ADAPTER if is_adapter else _MODEL).format(subfolder=part, dtype=dtype),
+        model=(_ADAPTER if facts.is_adapter else _MODEL).format(subfolder=part, dtype=dtype),
         image=image,
         question=ascii(question),
         max_new_tokens=args.max_completion_length,

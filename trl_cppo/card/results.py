@@ -15,21 +15,24 @@ _RESULTS = "<!-- trl-cppo: results -->"  # around the section that an evaluation
 _EMBEDDED = {"dataset": "digits", "split": "test"}  # what digits.HeldOutAccuracy measures on
 
 
-def embedded_results(history: list[dict[str, Any]], step: int, num_questions: int | None = None) -> list[EvalResult]:
+def embedded_results(history: list[dict[str, Any]], step: int) -> list[EvalResult]:
     """
     The held-out accuracy of the embedded digits run; nothing else logs one.
 
     Args:
         history (`list[dict[str, Any]]`): `trainer.state.log_history`.
         step (`int`): the step of the weights; what was measured of others is not theirs.
-        num_questions (`int`, *optional*): on how many canvases it was measured, if that is known.
     """
-    values = {entry["step"]: entry["held_out_accuracy"] for entry in history if "held_out_accuracy" in entry}
-    if step not in values:
+    measured = {entry["step"]: entry for entry in history if "held_out_accuracy" in entry}
+    if step not in measured:
         return []
-    details = {"questions": num_questions, "before training": values.get(0), "measured": "during training"}
+    details = {
+        "questions": measured[step].get("held_out_questions"),  # logs of earlier versions lack it
+        "before training": measured[0]["held_out_accuracy"] if 0 in measured else None,
+        "measured": "during training",
+    }
     details = {key: value for key, value in details.items() if value is not None}
-    return [_result(**_EMBEDDED, name="accuracy, greedy", value=values[step], details=details)]
+    return [_result(**_EMBEDDED, name="accuracy, greedy", value=measured[step]["held_out_accuracy"], details=details)]
 
 
 def _result(dataset: str, split: str, name: str, value: float, details: dict[str, Any]) -> EvalResult:
