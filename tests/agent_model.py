@@ -1,14 +1,19 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny model that can be told to call tools."""
+"""A tiny model that can be told to call tools, and trainers of it."""
 
+import itertools
 from pathlib import Path
 
 import torch
 import trl
+from conftest import hash_reward, make_config
+from PIL import ImageOps
 from tiny_models import build
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from trl_cppo import CPPOTrainer
 
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 _SPECIAL += ["<|video_pad|>", "<tool_call>", "</tool_call>"]
@@ -41,3 +46,43 @@ def agent_model_and_processor():
         chat_template=template,
     )  # fmt: skip
     return Qwen3VLForConditionalGeneration(config), processor
+
+
+def scripted(trainer, turns):
+    """Sampling replaced by texts: `turns[turn][row]`, and in later turns the rows that called a tool."""
+    turn, tokenizer = itertools.count(), trainer.processing_class.tokenizer
+
+    def generate(prompt_ids, *args, **kwargs):
+        texts = turns[min(next(turn), len(turns) - 1)]
+        return [tokenizer(texts[row] + "<|im_end|>")["input_ids"] for row in range(len(prompt_ids))], None
+
+    trainer._generate_single_turn = generate
+
+
+def make_agent(tmp_path, parts, dataset, **settings):
+    model, processor = parts
+    trainer_settings = {
+        name: settings.pop(name) for name in ("tools", "rollout_func", "environment_factory") if name in settings
+    }
+    return CPPOTrainer(
+        model=model, processing_class=processor, reward_funcs=hash_reward, train_dataset=dataset,
+        args=make_config(tmp_path, max_completion_length=400, gate_by_advantage=False, **settings),
+        information_preserving=lambda image, generator: image,
+        information_removing=lambda image, generator: ImageOps.invert(image),
+        **trainer_settings,
+    )  # fmt: skip
+
+
+def score(trainer):
+    """A generation batch, and the log-probabilities of its anchors and views."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
+    seen = []
+    cpl = trainer._contrastive_perception_loss
+    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+        seen.append(request),
+        cpl(inputs, request, policy_loss),
+    )[1]
+    loss = trainer.compute_loss(trainer.model, batch)
+    return batch, seen[0], loss

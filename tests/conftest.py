@@ -208,6 +208,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def model_and_processor():
+    """Of a model that can call tools."""
+    from agent_model import agent_model_and_processor  # which needs this module
+
+    return agent_model_and_processor()
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """`folders(family)`: where the family's tiny model and its processor are, for what reads them from a path."""

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-from test_families import README_NAMES, UPSTREAM
+from family_cases import README_NAMES, UPSTREAM
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -2,62 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tools, environments and rollout functions: images that a rollout gathers get views, tool tokens never count."""
 
-import itertools
 import math
 
 import pytest
 import torch
-from agent_model import CALL, agent_model_and_processor
-from conftest import cpl_logged, hash_reward, make_config, make_rows, picture
-from PIL import ImageOps
+from agent_model import CALL, make_agent, score, scripted
+from conftest import cpl_logged, make_rows, picture
 
-from trl_cppo import CPPOTrainer
 from trl_cppo.losses import perception_token_mask
-
-
-@pytest.fixture
-def model_and_processor():
-    return agent_model_and_processor()
-
-
-def scripted(trainer, turns):
-    """Sampling replaced by texts: `turns[turn][row]`, and in later turns the rows that called a tool."""
-    turn, tokenizer = itertools.count(), trainer.processing_class.tokenizer
-
-    def generate(prompt_ids, *args, **kwargs):
-        texts = turns[min(next(turn), len(turns) - 1)]
-        return [tokenizer(texts[row] + "<|im_end|>")["input_ids"] for row in range(len(prompt_ids))], None
-
-    trainer._generate_single_turn = generate
-
-
-def make_agent(tmp_path, parts, dataset, **settings):
-    model, processor = parts
-    trainer_settings = {
-        name: settings.pop(name) for name in ("tools", "rollout_func", "environment_factory") if name in settings
-    }
-    return CPPOTrainer(
-        model=model, processing_class=processor, reward_funcs=hash_reward, train_dataset=dataset,
-        args=make_config(tmp_path, max_completion_length=400, gate_by_advantage=False, **settings),
-        information_preserving=lambda image, generator: image,
-        information_removing=lambda image, generator: ImageOps.invert(image),
-        **trainer_settings,
-    )  # fmt: skip
-
-
-def score(trainer):
-    """A generation batch, and the log-probabilities of its anchors and views."""
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    seen = []
-    cpl = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
-        seen.append(request),
-        cpl(inputs, request, policy_loss),
-    )[1]
-    loss = trainer.compute_loss(trainer.model, batch)
-    return batch, seen[0], loss
 
 
 def assert_preserved_rows_equal_their_anchors(batch, request):

@@ -3,21 +3,19 @@
 """The builders of ViRL39K and geometry3k, on small folders of their true layouts and columns."""
 
 import importlib.util
-import io
 import os
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import generation_batch, logged, make_trainer, picture
+from dataset_folders import VIRL39K, geometry3k, virl39k
 from datasets import Dataset, DatasetDict, Image, List, load_dataset
 from PIL import Image as PILImage
-from rehearsals.layouts import features_of
 from trl import prepare_multimodal_messages
 
 from trl_cppo import digits
@@ -25,7 +23,6 @@ from trl_cppo.data import PROMPT_SUFFIX, build, prepare, write
 from trl_cppo.loading import load_split
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_dataset.py"
-VIRL39K, GEOMETRY3K = features_of("TIGER-Lab/ViRL39K"), features_of("hiyouga/geometry3k")
 
 
 @pytest.fixture(autouse=True)
@@ -38,53 +35,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     digits.build_processor().save_pretrained(folder)
     return str(folder)
-
-
-def encoded(image, kind="PNG"):
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def virl39k(folder, questions, sizes=((56, 56),), zipped=False):
-    """A folder as TIGER-Lab/ViRL39K: one parquet file of paths, and the images beside it, unpacked or as images.zip."""
-    rows, files = [], {}
-    for i, (question, count) in enumerate(questions):
-        paths = [f"images/q{i}-{j}.png" for j in range(count)]
-        files |= {path: encoded(picture(10 * i + j, *sizes[(i + j) % len(sizes)])) for j, path in enumerate(paths)}
-        rows.append(
-            {
-                "question": question, "answer": f"\\boxed{{{i}}}", "PassRate_32BTrained": 0.5, "PassRate_7BBase": -1.0,
-                "category": "(GradeSchool) Geometric", "source": "Processed", "qid": f"Processed-q{i}", "image": paths,
-            }
-        )  # fmt: skip
-    folder.mkdir()
-    Dataset.from_list(rows, features=VIRL39K).to_parquet(folder / "39Krelease.parquet")
-    if zipped:
-        with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-            for path, content in files.items():
-                archive.writestr(path, content)
-    else:
-        (folder / "images").mkdir()
-        for path, content in files.items():
-            (folder / path).write_bytes(content)
-    return folder
-
-
-def geometry3k(folder, problems, splits=("train", "validation", "test")):
-    """A folder as hiyouga/geometry3k: one parquet file a split, images embedded, answers not boxed."""
-    (folder / "data").mkdir(parents=True)
-    for place, split in enumerate(splits):
-        rows = [
-            {
-                "images": [picture(i + place)], "problem": problem, "answer": answer, "id": i, "choices": ["0", answer],
-                "ground_truth": "B",
-            }
-            for i, (problem, answer) in enumerate(problems)
-        ]  # fmt: skip
-        dataset = Dataset.from_list(rows, features=GEOMETRY3K)
-        dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
-    return folder
 
 
 def contents(row):

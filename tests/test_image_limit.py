@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
+from agent_model import CALL, make_agent, score, scripted
 from conftest import hash_reward, logged, make_rows, make_trainer, picture
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
-from test_agents import CALL, make_agent, model_and_processor, score, scripted  # noqa: F401, a fixture
 from tiny_models import FAMILIES, build
 
 from trl_cppo import limit_pixels
@@ -146,7 +146,7 @@ def test_a_limit_that_no_image_exceeds_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_images_of_tools_are_limited(tmp_path, model_and_processor, kind):  # noqa: F811
+def test_images_of_tools_are_limited(tmp_path, model_and_processor, kind):
     def zoom(side: int):
         """
         Zoom in.
@@ -182,7 +182,7 @@ def test_images_of_tools_are_limited(tmp_path, model_and_processor, kind):  # no
     assert places.sum(dim=1).tolist() == [tokens_of((64, 48)) if row % 2 == 0 else 0 for row in range(8)]
 
 
-def test_images_of_environments_are_limited_and_rewards_see_them_so(tmp_path, model_and_processor):  # noqa: F811
+def test_images_of_environments_are_limited_and_rewards_see_them_so(tmp_path, model_and_processor):
     given, seen = [], []
 
     class Room:
@@ -211,7 +211,7 @@ def test_images_of_environments_are_limited_and_rewards_see_them_so(tmp_path, mo
     }
 
 
-def test_a_rollout_function_gets_limited_images(tmp_path, model_and_processor):  # noqa: F811
+def test_a_rollout_function_gets_limited_images(tmp_path, model_and_processor):
     seen = []
 
     def rollout(prompts, trainer):

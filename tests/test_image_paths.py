@@ -3,7 +3,7 @@
 """Views of images that are given as paths, which processors decode by torchvision and not by Pillow, in every family."""
 
 import pytest
-from test_families import BY_MODE, assert_an_untouched_view_has_the_pixels_of
+from family_cases import BY_MODE, assert_an_untouched_view_has_the_pixels_of
 from tiny_models import FAMILIES, build
 
 from trl_cppo.families import rgb_reader

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import generation_batch, load_script, make_rows, make_trainer, picture
+from dataset_folders import geometry3k, virl39k
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from PIL import Image as PILImage
-from test_data import geometry3k, virl39k
 
 from trl_cppo import limit_pixels
 from trl_cppo.card import CardExample

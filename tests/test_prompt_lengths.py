@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from agent_model import make_agent
 from conftest import generation_batch, make_rows, make_trainer, picture
 from datasets import Dataset, Features, Image, List, Value
-from test_agents import make_agent, model_and_processor  # noqa: F401, a fixture
 from tiny_models import FAMILIES
 
 from trl_cppo import prompt_lengths
@@ -134,7 +134,7 @@ def test_transforms_and_streams_are_passed_over(tmp_path, said):
     assert said(make_trainer(tmp_path, rows.with_transform(lambda batch: pytest.fail("called")))) == []
 
 
-def test_tools_are_passed_over(tmp_path, said, model_and_processor):  # noqa: F811
+def test_tools_are_passed_over(tmp_path, said, model_and_processor):
     def look(side: int):
         """
         Look.

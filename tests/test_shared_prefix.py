@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import generation_batch, logged, make_rows, make_trainer, weights
 from datasets import Dataset
+from family_cases import SIZES, counts_of
 from peft import LoraConfig
 from PIL import Image
-from test_families import SIZES, counts_of
 from tiny_models import build
 
 from trl_cppo.families import FAMILIES
