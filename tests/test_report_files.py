@@ -22,9 +22,9 @@ from trl_cppo.loading import load_split
 from trl_cppo.report.__main__ import main
 from trl_cppo.report.completions import prompt_text, read_completions
 from trl_cppo.report.page import Settings, _safe_json, data_uri, render, visible
-from trl_cppo.report.scoring import Rollout
 from trl_cppo.report.summary import LEVELS, level, overlap, summarize
 from trl_cppo.token_text import TokenText
+from trl_cppo.view_scoring import Rollout
 
 # Completions from elsewhere ------------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ from report_screen import (
 )
 
 from trl_cppo.report.page import Settings, render
-from trl_cppo.report.scoring import NamedViews, TokenScores
 from trl_cppo.scoring_request import ViewPair
 from trl_cppo.token_text import TokenText
+from trl_cppo.view_scoring import NamedViews, TokenScores
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
