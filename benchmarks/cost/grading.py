@@ -3,7 +3,7 @@
 """
 What grading costs: milliseconds an answer, the start and the memory of the process that compares. Prints JSON.
 
-    python benchmarks/grading.py
+    python -m benchmarks.cost.grading
 """
 
 import json

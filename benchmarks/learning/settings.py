@@ -3,7 +3,7 @@
 r"""
 What each CPPOConfig setting does to the logged metrics: the embedded digits run, one setting changed at a time.
 
-    python benchmarks/settings.py --output settings.json
+    python -m benchmarks.learning.settings --output settings.json
 
 Every run starts from the same weights with the same seed, so the rollouts of the first step are the same in all of them.
 A run takes about a minute of one core. Finished runs are kept in `--output` and not repeated, so an interrupted call goes
@@ -18,11 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import digits_lab as lab
 import torch
 from transformers import TrainerCallback
 
 from trl_cppo import CPPOTrainer
+
+from ..lib import digits_lab as lab
 
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -100,7 +101,11 @@ def table(runs: dict[str, dict[str, list[float]]], steps: slice, timed: bool) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning.settings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the runs in it are not repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps a run, at least 10")

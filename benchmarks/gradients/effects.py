@@ -9,12 +9,13 @@ Shapes: `B` rows, `T` completion tokens, `V` vocabulary, `P` weights.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import digits_lab as lab
 import torch
-from gradient_parts import Probe, Scored, flat
 from PIL import Image
 
 from trl_cppo import digits
+
+from ..lib import digits_lab as lab
+from .parts import Probe, Scored, flat
 
 _ROWS = 200  # of a forward
 
