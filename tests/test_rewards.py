@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import accuracy_reward
 
-from trl_cppo.grading import final_answer, is_right, last_boxed
+from trl_cppo.grading import answers_match, final_answer, last_boxed
 from trl_cppo.grading_client import GRADER
 from trl_cppo.loading import load_rewards
 from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
@@ -84,7 +84,7 @@ def test_what_the_pairs_refuse_stands_in_the_documents():
 @pytest.mark.parametrize("name", ["grader_pairs", "grader_neighbours"])
 def test_every_solution_is_right_as_its_own_text(name):
     for gold, _, _ in pairs(name):
-        assert gold == "" or is_right(gold, final_answer(gold), lambda gold, answer: False)
+        assert gold == "" or answers_match(gold, final_answer(gold), lambda gold, answer: False)
 
 
 @pytest.mark.parametrize(("gold", "answer"), RIGHT)
@@ -133,9 +133,13 @@ def test_what_text_settles_needs_no_process():
     def never(gold, answer):
         raise AssertionError(f"asked for {gold}, {answer}")
 
-    assert is_right("\\boxed{12\\text{ cm}}", "12 CM.", never) and is_right("12 cm", "12", never)
-    assert is_right("A", "(A)", never) and not is_right("A", "3", never) and not is_right("yes", "3", never)
-    assert not is_right("3 cm", "3 m", never) and not is_right("3", "4" * 1001, never)
+    assert answers_match("\\boxed{12\\text{ cm}}", "12 CM.", never) and answers_match("12 cm", "12", never)
+    assert (
+        answers_match("A", "(A)", never)
+        and not answers_match("A", "3", never)
+        and not answers_match("yes", "3", never)
+    )
+    assert not answers_match("3 cm", "3 m", never) and not answers_match("3", "4" * 1001, never)
 
 
 def test_where_trls_reward_differs_as_documented():

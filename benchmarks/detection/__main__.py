@@ -53,7 +53,9 @@ class Rollouts:
         mask = lab.completion_mask(self.processor, self.completions)
         self.truth = lab.true_perception_tokens(self.processor, self.completions)
         texts = self.processor.batch_decode(self.completions, skip_special_tokens=True)
-        right = [digits.task.is_right(text, str(sum(shown))) for text, (_, shown) in zip(texts, drawn, strict=True)]
+        right = [
+            digits.task.boxes_the_sum(text, str(sum(shown))) for text, (_, shown) in zip(texts, drawn, strict=True)
+        ]
         self.right = torch.tensor(right)
         # The gate passes rollouts that beat their group: with this reward, right sums.
         self.masks = {"all": mask, "right": mask & self.right.unsqueeze(1)}
