@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewards: what is right, and that no text keeps them busy."""
 
+import asyncio
+import inspect
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,22 @@ def test_where_trls_reward_differs_as_documented():
 def test_the_default_mixture_is_the_authors():
     assert load_rewards(None) == ([boxed_accuracy_reward, think_boxed_format_reward], [0.9, 0.1])
     assert load_rewards(["accuracy_reward"]) == ([accuracy_reward], None)
+
+
+def test_a_reward_imports_from_the_working_folder_then_and_later(tmp_path, monkeypatch):
+    late = "def {name}(completions, **kwargs):\n    import {name}_helper\n    return [{name}_helper.VALUE] * len(completions)\n"
+    (tmp_path / "own_rewards.py").write_text(late.format(name="late") + "\n\nasync " + late.format(name="slow"))
+    for name, value in {"late": 0.25, "slow": 0.5}.items():
+        (tmp_path / f"{name}_helper.py").write_text(f"VALUE = {value}\n")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    (late, slow), _ = load_rewards(["own_rewards.late", "own_rewards.slow"])
+    monkeypatch.chdir("/")
+    assert late(completions=["a", "b"]) == [0.25, 0.25] and late.__name__ == "late"
+    assert inspect.iscoroutinefunction(slow) and asyncio.run(slow(completions=["a"])) == [0.5]
+    with pytest.raises(AttributeError):
+        load_rewards(["own_rewards.nowhere"])
+    assert sys.path == path
 
 
 def test_the_mixture_trains(tmp_path):
