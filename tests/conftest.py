@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for more, and several tests run at once
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; last, so that an installed trl_cppo comes first
 if importlib.util.find_spec("vllm") is not None:
     os.environ.setdefault("TINY_HEAD_SIZE", "32")
 

@@ -79,9 +79,9 @@ def check_prefix_overhead(report):
 
 CHECKS = {
     "cost": check_cost,
-    "prefix_overhead": check_prefix_overhead,
-    "scale": check_scale,
-    "detector": check_detector,
+    "cost.prefix_overhead": check_prefix_overhead,
+    "cost.scale": check_scale,
+    "detection": check_detector,
     "gradients": check_gradients,
     "learning": check_learning,
 }
@@ -93,7 +93,7 @@ def files():
 
 
 def start(name):
-    command = [sys.executable, f"benchmarks/{name}.py", "--smoke"]
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
 

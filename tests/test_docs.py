@@ -158,7 +158,7 @@ def check_command(command: list[str]) -> None:
         if word.startswith(FOLDERS) and word.endswith((".py", ".yaml", ".yml")):
             assert (ROOT / word).is_file(), f"{word} does not exist"
     script, flags = script_and_flags(command)
-    if script and script.startswith((*FOLDERS, "trl_cppo")):
+    if script and script.startswith((*FOLDERS, "trl_cppo", "benchmarks")):
         if script.endswith(".py") and "Parser(" not in (ROOT / script).read_text():
             assert not flags, f"{script} takes no flags"
             return
@@ -178,7 +178,7 @@ def test_commands_name_files_and_flags_that_exist(page, capsys):
         except SystemExit:
             pytest.fail(f"{shlex.join(command)}: {capsys.readouterr().err}")
         except ModuleNotFoundError as error:
-            assert not error.name.startswith("trl_cppo"), error
+            assert not error.name.startswith(("trl_cppo", "benchmarks")), error
             missing.add(error.name)
     if missing:
         pytest.skip(f"Some commands were not checked, for their scripts need {', '.join(sorted(missing))}.")

@@ -1,21 +1,16 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/gradients.py: the parts of the gradient against the loss itself with the other scorings held fixed."""
+"""benchmarks/gradients: the parts of the gradient against the loss itself with the other scorings held fixed."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.gradients.measure import agreement, measure_part
+from benchmarks.gradients.parts import Scored, contrast_parts, gradient_ratios
+from benchmarks.gradients.report import follows
 from trl_cppo.losses import contrastive_perception_loss, masked_mean
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import gradient_parts
-import gradients
-import gradients_report
 
 ROWS, GATED, TOKENS, WORDS = 4, [0, 2], 5, 6
 
@@ -32,7 +27,7 @@ def scored():
     selected = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 0, 0]]).bool()
     views = logps[GATED], logps[4:6], logps[6:]
     loss = masked_mean(contrastive_perception_loss(*views), selected, dim=1).mean()
-    return gradient_parts.Scored(
+    return Scored(
         [weights], logps[:ROWS].sum(), loss, logps, (log_probs[GATED], log_probs[4:6], log_probs[6:]), GATED,
         torch.ones(2, TOKENS).bool(), selected, torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]]).bool(),
     )  # fmt: skip
@@ -48,7 +43,7 @@ def gradient_with(scored, moving, tokens=None):
 
 
 def test_parts_are_the_loss_with_the_other_scorings_held_fixed(scored):
-    parts = gradient_parts.contrast_parts(scored)
+    parts = contrast_parts(scored)
     for name, moving in {"cpl": "apn", "anchor": "a", "positive": "p", "negative": "n"}.items():
         torch.testing.assert_close(parts[name], gradient_with(scored, moving))
     torch.testing.assert_close(
@@ -60,7 +55,7 @@ def test_parts_are_the_loss_with_the_other_scorings_held_fixed(scored):
 
 
 def test_parts_add_up(scored):
-    parts = gradient_parts.contrast_parts(scored)
+    parts = contrast_parts(scored)
     for whole, names in {
         "cpl": ["anchor", "positive", "negative"],
         "anchor": ["anchor: through d⁺", "anchor: through d⁻"],
@@ -76,7 +71,7 @@ def test_parts_add_up(scored):
 
 
 def test_ratio_at_the_weights_is_that_of_the_gradients(scored):
-    ratios = gradient_parts.gradient_ratios(scored, 0.5)
+    ratios = gradient_ratios(scored, 0.5)
     policy = torch.autograd.grad(scored.policy_loss, scored.weights, retain_graph=True)[0]
     assert ratios["weights"] == pytest.approx(0.5 * float(gradient_with(scored, "apn").norm() / policy.norm()))
     assert ratios["logps"] > 0 and ratios["metric"] > 0
@@ -86,7 +81,7 @@ def test_effect_is_that_of_a_small_step(scored):
     """A step of length h against a gradient changes a quantity by h times its effect, up to h²."""
     weights, step = torch.tensor([1.0, -2.0, 0.5]), 1e-4
     gradient, quantity = torch.tensor([0.3, 0.4, -1.2]), lambda w: (w**2).sum()
-    part = gradients.measure_part(gradient, gradient, {"square": 2 * weights})
+    part = measure_part(gradient, gradient, {"square": 2 * weights})
     moved = weights.double() - step * (gradient / gradient.norm()).double()
     assert part["effects"]["square"] == pytest.approx(float(quantity(moved) - quantity(weights)) / step, abs=1e-3)
     assert part["ratio"] == pytest.approx(1) and part["cosine"] == pytest.approx(1)
@@ -94,12 +89,12 @@ def test_effect_is_that_of_a_small_step(scored):
 
 def test_agreement_of_equal_and_of_orthogonal_gradients():
     one, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    assert gradients.agreement([one, one, one]) == pytest.approx(1)
-    assert gradients.agreement([one, other]) == pytest.approx(0)
-    assert math.isnan(gradients.agreement([one]))
+    assert agreement([one, one, one]) == pytest.approx(1)
+    assert agreement([one, other]) == pytest.approx(0)
+    assert math.isnan(agreement([one]))
 
 
 def test_a_proxy_that_is_a_third_follows_perfectly():
     ratios = [{"weights": value, "logps": value / 3} for value in (1.0, 5.0, 2.0)]
-    found = gradients_report.follows(ratios, "logps")
+    found = follows(ratios, "logps")
     assert found["mean"] == pytest.approx(1 / 3) and found["correlation"] == pytest.approx(1)

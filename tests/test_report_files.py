@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from conftest import make_rows, make_trainer
 from PIL import Image as PILImage
-from report_rows import make_row, make_scores, make_views
 
+from benchmarks.lib.report_rows import make_row, make_scores, make_views
 from trl_cppo import CPPOConfig, digits
 from trl_cppo.evaluation.records import Records
 from trl_cppo.loading import load_split

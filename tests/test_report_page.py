@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 from PIL import Image as PILImage
-from report_rows import make_row, make_views
 from report_screen import (
     CONTRAST,
     MIDDLE,
@@ -19,6 +18,7 @@ from report_screen import (
     rest_mouse,
 )
 
+from benchmarks.lib.report_rows import make_row, make_views
 from trl_cppo.report.page import Settings, render
 from trl_cppo.scoring_request import ViewPair
 from trl_cppo.token_text import TokenText

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewards: what is right, and that no text keeps them busy."""
 
+import asyncio
+import inspect
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import accuracy_reward
 
-from trl_cppo.grading import final_answer, is_right, last_boxed
+from trl_cppo.grading import answers_match, final_answer, last_boxed
 from trl_cppo.grading_client import GRADER
 from trl_cppo.loading import load_rewards
 from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
@@ -84,7 +87,7 @@ def test_what_the_pairs_refuse_stands_in_the_documents():
 @pytest.mark.parametrize("name", ["grader_pairs", "grader_neighbours"])
 def test_every_solution_is_right_as_its_own_text(name):
     for gold, _, _ in pairs(name):
-        assert gold == "" or is_right(gold, final_answer(gold), lambda gold, answer: False)
+        assert gold == "" or answers_match(gold, final_answer(gold), lambda gold, answer: False)
 
 
 @pytest.mark.parametrize(("gold", "answer"), RIGHT)
@@ -133,9 +136,13 @@ def test_what_text_settles_needs_no_process():
     def never(gold, answer):
         raise AssertionError(f"asked for {gold}, {answer}")
 
-    assert is_right("\\boxed{12\\text{ cm}}", "12 CM.", never) and is_right("12 cm", "12", never)
-    assert is_right("A", "(A)", never) and not is_right("A", "3", never) and not is_right("yes", "3", never)
-    assert not is_right("3 cm", "3 m", never) and not is_right("3", "4" * 1001, never)
+    assert answers_match("\\boxed{12\\text{ cm}}", "12 CM.", never) and answers_match("12 cm", "12", never)
+    assert (
+        answers_match("A", "(A)", never)
+        and not answers_match("A", "3", never)
+        and not answers_match("yes", "3", never)
+    )
+    assert not answers_match("3 cm", "3 m", never) and not answers_match("3", "4" * 1001, never)
 
 
 def test_where_trls_reward_differs_as_documented():
@@ -154,6 +161,22 @@ def test_where_trls_reward_differs_as_documented():
 def test_the_default_mixture_is_the_authors():
     assert load_rewards(None) == ([boxed_accuracy_reward, think_boxed_format_reward], [0.9, 0.1])
     assert load_rewards(["accuracy_reward"]) == ([accuracy_reward], None)
+
+
+def test_a_reward_imports_from_the_working_folder_then_and_later(tmp_path, monkeypatch):
+    late = "def {name}(completions, **kwargs):\n    import {name}_helper\n    return [{name}_helper.VALUE] * len(completions)\n"
+    (tmp_path / "own_rewards.py").write_text(late.format(name="late") + "\n\nasync " + late.format(name="slow"))
+    for name, value in {"late": 0.25, "slow": 0.5}.items():
+        (tmp_path / f"{name}_helper.py").write_text(f"VALUE = {value}\n")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    (late, slow), _ = load_rewards(["own_rewards.late", "own_rewards.slow"])
+    monkeypatch.chdir("/")
+    assert late(completions=["a", "b"]) == [0.25, 0.25] and late.__name__ == "late"
+    assert inspect.iscoroutinefunction(slow) and asyncio.run(slow(completions=["a"])) == [0.5]
+    with pytest.raises(AttributeError):
+        load_rewards(["own_rewards.nowhere"])
+    assert sys.path == path
 
 
 def test_the_mixture_trains(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from trl_cppo.dataset_checks import check_solutions
-from trl_cppo.grading import check_solution, final_answer, is_right, without_lead_in
+from trl_cppo.grading import answers_match, check_solution, final_answer, without_lead_in
 from trl_cppo.rewards import boxed_accuracy_reward
 
 
@@ -58,8 +58,8 @@ SENTENCES = [
 )
 def test_the_same_text_is_right(text):
     for solution in (text, f"{text}.", f"\\boxed{{{text}}}", f"<think>3</think> <answer>{text}</answer>"):
-        assert is_right(solution, text, differ)
-    assert not is_right(text, "3", differ)
+        assert answers_match(solution, text, differ)
+    assert not answers_match(text, "3", differ)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_same_text_is_right(text):
     ],
 )  # fmt: skip
 def test_words_in_front_of_either_side_do_not_count(solution, answer, right):
-    assert is_right(solution, answer, differ) == right
+    assert answers_match(solution, answer, differ) == right
 
 
 REASONING = "<think>3 + 5 = 8</think>"

@@ -126,7 +126,7 @@ def without_lead_in(text: str) -> str:
     return text[lead_in.end() :].removesuffix(".") if lead_in else text
 
 
-def is_right(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> bool:
+def answers_match(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> bool:
     r"""
     Whether an answer is the gold one.
 
@@ -174,7 +174,7 @@ def _same_choice(letter: str, meaning: str | None, answer: str, equal: Callable[
     chosen, _ = _choice(answer)
     if chosen is not None and (chosen.isupper() or chosen.upper() == letter):
         return chosen.upper() == letter  # whatever is written behind it
-    return meaning is not None and is_right(meaning, answer, equal)
+    return meaning is not None and answers_match(meaning, answer, equal)
 
 
 def _choice(text: str) -> tuple[str | None, str | None]:

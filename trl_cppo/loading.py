@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets and rewards by the names that a user types, with errors of one line that say what to do."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -10,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,12 +141,47 @@ class RewardCountError(ValueError):
     """A reward returned another number of values than there are completions."""
 
 
-def counted(reward: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """
+    While this is open, modules of a folder can be imported, before all others.
+
+    Not longer: on the path for good, its `datasets.py` or `utils.py` would stand before the libraries' own in every import
+    that these put off. Hence not only around the import of a reward but again around each call: a reward may put off its
+    imports as well, and knows the folder that its file lies in.
+    """
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)  # the first, which is ours: whoever imports in between may have added it too
+
+
+def _import_reward(name: str) -> Callable[..., Any]:
+    """The reward of a dotted import path, from the working folder or what is installed."""
+    folder = str(Path.cwd())  # the run may leave it
+    module, attribute = name.rsplit(".", 1)
+    with _importable(folder):
+        reward = getattr(importlib.import_module(module), attribute)
+    return _awaited(reward, folder) if inspect.iscoroutinefunction(reward) else _counted(reward, folder)
+
+
+def _awaited(reward: Callable[..., Any], folder: str) -> Callable[..., Any]:
+    @functools.wraps(reward)
+    async def awaited(**kwargs: Any) -> list[float | None]:
+        with _importable(folder):
+            return await reward(**kwargs)
+
+    return awaited
+
+
+def _counted(reward: Callable[..., list[float | None]], folder: str) -> Callable[..., list[float | None]]:
     """The reward, with its values counted: TRL's own error would come with a page of traceback."""
 
     @functools.wraps(reward)
-    def checked(completions: list[Any], **kwargs: Any) -> list[float | None]:
-        values = reward(completions=completions, **kwargs)
+    def counted(completions: list[Any], **kwargs: Any) -> list[float | None]:
+        with _importable(folder):
+            values = reward(completions=completions, **kwargs)
         if len(values) != len(completions):
             raise RewardCountError(
                 f"the reward {reward.__name__} returned {len(values)} values for {len(completions)} completions. "
@@ -153,7 +189,7 @@ def counted(reward: Callable[..., list[float | None]]) -> Callable[..., list[flo
             )
         return values
 
-    return checked
+    return counted
 
 
 def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] | None]:
@@ -182,10 +218,7 @@ def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] |
         if name in KNOWN_REWARDS:
             functions.append(KNOWN_REWARDS[name])
         elif "." in name:
-            sys.path.insert(0, str(Path.cwd()))
-            module, attribute = name.rsplit(".", 1)
-            reward = getattr(importlib.import_module(module), attribute)
-            functions.append(reward if inspect.iscoroutinefunction(reward) else counted(reward))
+            functions.append(_import_reward(name))
         else:
             raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(KNOWN_REWARDS)}, or a dotted import path.")
     return functions, None

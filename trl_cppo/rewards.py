@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .grading import is_right, last_boxed
+from .grading import answers_match, last_boxed
 from .grading_client import GRADER, Overrun
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def boxed_accuracy_reward(
     r"""
     1.0 where the last `\boxed{…}` of a completion is the solution, else 0.0.
 
-    The rules are those of [`~trl_cppo.grading.is_right`]. Mathematics is compared by math-verify in a process of its
+    The rules are those of [`~trl_cppo.grading.answers_match`]. Mathematics is compared by math-verify in a process of its
     own, with a limit of time and of memory for each answer: an answer that overruns one counts as wrong.
 
     Args:
@@ -85,7 +85,7 @@ def _graded(pairs: list[tuple[str, str | None]]) -> list[float]:
 
 def _try_to_grade(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> float | None:
     try:
-        return float(is_right(gold, answer, equal))
+        return float(answers_match(gold, answer, equal))
     except Overrun:
         return None
 

@@ -22,7 +22,7 @@ from .regrouping import micro_batches_matter, regrouped, window_size
 from .scoring_arguments import SCORING_ARGUMENTS
 
 TOKEN_RATIO = "shared_prefix/token_ratio"  # the metric: tokens of a packed micro-batch over those of plain rows, or 1
-# Attention among packed prompts calls its kernel twice a prompt. On a CPU and a small model (benchmarks/prefix_overhead.py) packing
+# Attention among packed prompts calls its kernel twice a prompt. On a CPU and a small model (benchmarks/cost/prefix_overhead.py) packing
 # takes 0.89 to 1.27 of the time of plain rows where a prompt saves up to 23 tokens, 0.93 or less from 33 on.
 MIN_TOKENS_SAVED = 32  # a prompt, views counted as prompts, on average
 _PLAIN_ROWS = "share_prefix={!r} scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss, in three overrides that call `super()`.
+"""CPPOTrainer: GRPOTrainer plus the Contrastive Perception Loss. Its overrides call `super()` and stand in the order of a step.
 
 Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
 """

@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .task import MAX_RESPONSE_TOKENS, is_right
+from .task import MAX_RESPONSE_TOKENS, boxes_the_sum
 
 
 @torch.no_grad()
@@ -38,7 +38,9 @@ def accuracy(model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset
         inputs = processor(text=[prompt] * len(images), images=images, return_tensors="pt").to(model.device)
         ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS, do_sample=False, top_k=None, use_cache=True)
         responses = processor.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
-        right += sum(is_right(text, solution) for text, solution in zip(responses, batch["solution"], strict=True))
+        right += sum(
+            boxes_the_sum(text, solution) for text, solution in zip(responses, batch["solution"], strict=True)
+        )
     model.train(training)
     return right / len(dataset)
 

@@ -106,7 +106,7 @@ def make_dataset(split: str, num_rows: int, seed: int) -> Dataset:
     return Dataset.from_list(rows, features=Features({**features, "digits": List(Value("int64"))}))
 
 
-def is_right(text: str, solution: str) -> bool:
+def boxes_the_sum(text: str, solution: str) -> bool:
     r"""Whether the last `\boxed{}` of a response holds the sum."""
     answers = _BOXED.findall(text)
     return bool(answers) and answers[-1] == solution
@@ -115,4 +115,4 @@ def is_right(text: str, solution: str) -> bool:
 def sum_reward(completions: list[list[dict[str, str]]], solution: list[str], **kwargs: Any) -> list[float]:
     r"""1.0 for a completion whose last `\boxed{}` holds the sum, else 0.0; one reward a completion."""
     pairs = zip(completions, solution, strict=True)
-    return [float(is_right(message["content"], expected)) for [message], expected in pairs]
+    return [float(boxes_the_sum(message["content"], expected)) for [message], expected in pairs]

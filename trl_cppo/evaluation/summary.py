@@ -39,8 +39,10 @@ def summarize(records: list[Record], settings: dict[str, Any]) -> dict[str, Any]
             "'solution', or give another --reward."
         )
     seed = settings["seed"]
-    greedy = None if scored[0]["greedy"] is None else np.array([is_right(record["greedy"]) for record in scored])
-    samples = np.array([[is_right(entry) for entry in record["samples"]] for record in scored])
+    greedy = (
+        None if scored[0]["greedy"] is None else np.array([counts_as_right(record["greedy"]) for record in scored])
+    )
+    samples = np.array([[counts_as_right(entry) for entry in record["samples"]] for record in scored])
     return {
         **{name: settings[name] for name in ("model", "dataset", "split")},
         "num_questions": len(scored),
@@ -66,7 +68,7 @@ def completions_of(record: Record) -> list[dict[str, Any]]:
     return [entry for entry in (record["greedy"], *record["samples"]) if entry is not None]
 
 
-def is_right(completion: dict[str, Any]) -> bool:
+def counts_as_right(completion: dict[str, Any]) -> bool:
     """Whether a scored completion counts as right."""
     return completion["score"] >= RIGHT
 

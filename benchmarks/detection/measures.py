@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
 """
-What `detector.py` measures with: views of a given strength, scores of tokens, rules of selection, their grades. No model, no files.
+What the detector is measured with: views of a given strength, scores of tokens, rules of selection, their grades. No model, no files.
 
 Shapes: `B` rows (one a canvas), `T` completion tokens, `N` tokens of all rows, `V` vocabulary, `D` bootstrap draws.
 """
@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from digits_lab import entropy
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from trl_cppo import views
 from trl_cppo.losses import perception_token_mask, token_divergence, token_scores
+
+from ..lib.digits_lab import entropy
 
 Scores = dict[str, torch.Tensor]
 Rule = Callable[[Scores, torch.Tensor, float], torch.Tensor]

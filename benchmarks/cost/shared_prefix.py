@@ -1,11 +1,11 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of cost.py with a shared prefix: CPPO's update of packed prompts over GRPOTrainer's of plain rows.
+"""The cost table's rows with a shared prefix: CPPO's update of packed prompts over GRPOTrainer's of plain rows.
 
 Both losses are computed through CPPOTrainer, whose `compute_loss` without views and prompt keys is GRPOTrainer's own.
 
 The model is small and has the proportions of Qwen2.5-VL-3B: what a token, a pair of tokens in attention, an image patch and a scored
-token cost beside each other. Image processing is left out; cost.py's other rows have it.
+token cost beside each other. Image processing is left out; the table's other rows have it.
 """
 
 import statistics
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from meta_mode import head_of_a_gpu
-from shapes import Depth, Row, ShapeBench, build_model, load_config, shrink
 from transformers import Qwen2_5_VLConfig
-from turns import take_turns
 
 from trl_cppo.card.markdown import table
+
+from ..lib.meta_mode import head_of_a_gpu
+from ..lib.shapes import Depth, Row, ShapeBench, build_model, load_config, shrink
+from ..lib.turns import take_turns
 
 ARMS = ["grpo", "cppo_shared"]
 

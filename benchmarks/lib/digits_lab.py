@@ -20,7 +20,7 @@ from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.digits.model import seeded_cpu
 from trl_cppo.rewards import think_boxed_format_reward
 
-_CONFIG = Path(__file__).parents[1] / "examples" / "configs" / "digits.yaml"
+_CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
 
 
 def run_settings(**changes: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 r"""
 What each CPPOConfig setting does to the logged metrics: the embedded digits run, one setting changed at a time.
 
-    python benchmarks/settings.py --output settings.json
+    python -m benchmarks.learning.settings --output settings.json
 
 Every run starts from the same weights with the same seed, so the rollouts of the first step are the same in all of them.
 A run takes about a minute of one core. Finished runs are kept in `--output` and not repeated, so an interrupted call goes
@@ -18,11 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import digits_lab as lab
 import torch
 from transformers import TrainerCallback
 
 from trl_cppo import CPPOTrainer
+from trl_cppo.card.markdown import table
+
+from ..lib import digits_lab as lab
+from ..lib.command import read_json, write_json
 
 CHANGES: list[dict[str, Any]] = [
     {},
@@ -87,20 +90,23 @@ def run(change: dict[str, Any], seed: int, steps: int) -> dict[str, list[float]]
     return {**history, SECONDS: clock.seconds}
 
 
-def table(runs: dict[str, dict[str, list[float]]], steps: slice, timed: bool) -> str:
+def means_table(runs: dict[str, dict[str, list[float]]], steps: slice, timed: bool) -> str:
     """A Markdown table: the mean over some steps of each metric and, if `timed`, of the CPU time as a ratio to GRPO's."""
-    lines = ["| run | " + " | ".join(f"`{name}`" for name in METRICS) + (" | time / GRPO |" if timed else " |")]
-    lines.append("|---" * (len(METRICS) + 1 + timed) + "|")
     grpo = statistics.fmean(runs[name_of({"cpl_coef": 0.0})][SECONDS][steps])
+    rows = []
     for name, history in runs.items():
         cells = [f"{statistics.fmean(history[metric][steps]):.3f}" if history[metric] else "–" for metric in METRICS]
         cells += [f"{statistics.fmean(history[SECONDS][steps]) / grpo:.2f}"] if timed else []
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"`{name}`", *cells])
+    return table(rows, ["run", *(f"`{name}`" for name in METRICS), *(["time / GRPO"] if timed else [])])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning.settings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the runs in it are not repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps a run, at least 10")
@@ -109,18 +115,16 @@ def main() -> None:
         parser.error("--steps must be at least 10: the tables average the last 10 steps.")
     torch.set_num_threads(1)
     settings = {"seed": options.seed, "steps": options.steps}
-    report = json.loads(options.output.read_text()) if options.output.exists() else {"settings": settings, "runs": {}}
+    report = read_json(options.output) or {"settings": settings, "runs": {}}
     if report["settings"] != settings:
         parser.error(f"{options.output} holds runs with {report['settings']}. Use these, or another file.")
     for change in CHANGES:
         if name_of(change) not in report["runs"]:
             report["runs"][name_of(change)] = run(change, **settings)
-            partial = options.output.with_suffix(".partial")
-            partial.write_text(json.dumps(report))
-            partial.replace(options.output)
+            write_json(options.output, report)
     runs = {name_of(change): report["runs"][name_of(change)] for change in CHANGES}
-    print("Step 1, the same rollouts in every run:\n", table(runs, slice(1), timed=False), sep="\n")
-    print("\nMean of the last 10 steps:\n", table(runs, slice(-10, None), timed=True), sep="\n")
+    print("Step 1, the same rollouts in every run:\n", means_table(runs, slice(1), timed=False), sep="\n")
+    print("\nMean of the last 10 steps:\n", means_table(runs, slice(-10, None), timed=True), sep="\n")
 
 
 if __name__ == "__main__":

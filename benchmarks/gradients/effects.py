@@ -9,12 +9,13 @@ Shapes: `B` rows, `T` completion tokens, `V` vocabulary, `P` weights.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import digits_lab as lab
 import torch
-from gradient_parts import Probe, Scored, flat
 from PIL import Image
 
 from trl_cppo import digits
+
+from ..lib import digits_lab as lab
+from .parts import Probe, Scored, flat
 
 _ROWS = 200  # of a forward
 
@@ -50,7 +51,7 @@ def roll_out(probe: Probe, canvases: int, samples: int, seed: int) -> Rollouts:
     solutions = [solution for solution in rows["solution"] for _ in range(samples)]
     completions = lab.sample(model.eval(), processor, images, seed=seed)
     texts = processor.batch_decode(completions, skip_special_tokens=True)
-    right = [digits.task.is_right(text, solution) for text, solution in zip(texts, solutions, strict=True)]
+    right = [digits.task.boxes_the_sum(text, solution) for text, solution in zip(texts, solutions, strict=True)]
     rewards = torch.tensor(right, dtype=torch.float32).view(canvases, samples)
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (samples - 1)
     mask = lab.completion_mask(processor, completions)

@@ -17,14 +17,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from counting import Counts, count, score_views_apart
 from datasets import Dataset
-from meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits, shared_prefix
 from trl_cppo.scoring_request import ViewPair
+
+from .counting import Counts, count, score_views_apart
+from .meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
 
 CONFIGS = Path(__file__).parent / "configs"
 

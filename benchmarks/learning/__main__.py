@@ -3,12 +3,12 @@
 r"""
 What CPPO teaches on digits, with error bars: warm starts × seeds × arms, graded on held-out canvases and on shifted ones.
 
-    python benchmarks/learning.py              # all runs into benchmarks/results/learning.json; interrupt it at will
-    python benchmarks/learning.py --sweep      # and CPPO's two forms over λ
-    python benchmarks/learning.py --choose     # the bound on the gradient, on the validation split, into choice.json
-    python benchmarks/learning.py --prefix     # CPPO with a shared prefix and without, paired, into prefix.json
-    python benchmarks/learning.py --tables     # Markdown tables from the file
-    python benchmarks/learning.py --picture    # docs/results/learning.svg and sweep.svg from the file
+    python -m benchmarks.learning              # all runs into benchmarks/results/learning.json; interrupt it at will
+    python -m benchmarks.learning --sweep      # and CPPO's two forms over λ
+    python -m benchmarks.learning --choose     # the bound on the gradient, on the validation split, into choice.json
+    python -m benchmarks.learning --prefix     # CPPO with a shared prefix and without, paired, into prefix.json
+    python -m benchmarks.learning --tables     # Markdown tables from the file
+    python -m benchmarks.learning --picture    # docs/results/learning.svg and sweep.svg from the file
 
 Runs that are in the file are not repeated. They are ordered by seed, so that what is there after an interruption compares all arms on
 the same warm starts and seeds. Two one-thread runs go side by side, each of one to three minutes.
@@ -17,10 +17,10 @@ the same warm starts and seeds. Two one-thread runs go side by side, each of one
 import json
 from typing import Any
 
-from arms import ARMS
-from command import PICTURES, RESULTS, BenchmarkParser, read_json
-from learning_report import choice_table, picture, prefix_table, sweep_picture, sweep_table, tables
-from learning_runs import BOUNDS, SWEEP, Grading, Job, run_jobs, sweep_job
+from ..lib.command import PICTURES, RESULTS, BenchmarkParser, read_json
+from .arms import ARMS
+from .report import choice_table, picture, prefix_table, sweep_picture, sweep_table, tables
+from .runs import BOUNDS, SWEEP, Grading, Job, run_jobs, sweep_job
 
 
 def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:

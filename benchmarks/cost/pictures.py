@@ -1,12 +1,12 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of cost.py and scale.py, from their JSON."""
+"""The pictures of the update's cost and of scale.py, from their JSON."""
 
 from pathlib import Path
 from typing import Any
 
-from pictures import COLORS, GREY, new_figure, save
-from scale_tables import GIB, TITLES, prefix_points, select, states
+from ..lib.pictures import COLORS, GREY, new_figure, save
+from .scale_tables import GIB, TITLES, prefix_points, select, states
 
 MANY = 8  # GPUs of the memory panel
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-PICTURES = Path(__file__).parents[1] / "docs" / "results"
+RESULTS = Path(__file__).parents[1] / "results"
+PICTURES = Path(__file__).parents[2] / "docs" / "results"
 Report = dict[str, Any]
 
 
@@ -20,13 +20,19 @@ class BenchmarkParser(argparse.ArgumentParser):
     A parser with `--output`, `--tables`, `--picture` and `--smoke`.
 
     Args:
-        name (`str`): the benchmark's; its file is `benchmarks/results/NAME.json` where no other is given, with `--smoke` none.
+        module (`str`): the benchmark's below `benchmarks`. Its file, where no other is given, is called by the last part of
+            the name: `benchmarks/results/scale.json` for `"cost.scale"`; with `--smoke` there is none.
         doc (`str`): its docstring.
         smoke (`str`): what its short version is.
     """
 
-    def __init__(self, name: str, doc: str, smoke: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, module: str, doc: str, smoke: str):
+        super().__init__(
+            prog=f"python -m benchmarks.{module}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        name = module.split(".")[-1]
         self._default = RESULTS / f"{name}.json"
         self.add_argument("--output", type=Path, help=f"JSON file (default: benchmarks/results/{name}.json)")
         self.add_argument("--tables", action="store_true", help="print the tables of the file, run nothing")

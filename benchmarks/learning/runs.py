@@ -17,14 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import digits_lab as lab
 import torch
-from arms import ARMS
-from command import read_json, write_json
-from conditions import CONDITIONS, canvases, judge
 
 from trl_cppo import digits
 from trl_cppo.views import get_view
+
+from ..lib import digits_lab as lab
+from ..lib.command import read_json, write_json
+from .arms import ARMS
+from .conditions import CONDITIONS, canvases, judge
 
 CANVAS_SEED = {"validation": 21, "test": 22}
 SAMPLES = 4  # a canvas, for avg@4

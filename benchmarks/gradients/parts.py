@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import digits_lab as lab
 import torch
 
 from trl_cppo import CPPOTrainer
 from trl_cppo.fused_head import observed_head
 from trl_cppo.losses import divergence_contrast, masked_mean, squared_gradients, token_divergence
 from trl_cppo.scoring_request import split_scores
+
+from ..lib import digits_lab as lab
 
 SHIFT_BOUNDS = (0.01, 0.1, 0.5)  # nats
 LEAST_SHIFT = 0.1  # nats, as `min_entropy_shift`

@@ -3,12 +3,12 @@
 r"""
 What an update of Qwen2.5-VL-3B and 7B costs, GRPO's and CPPO's, over lengths and gated share, and the memory it needs.
 
-    OMP_NUM_THREADS=1 python benchmarks/scale.py            # tables, and benchmarks/results/scale.json
-    OMP_NUM_THREADS=1 python benchmarks/scale.py --json     # one JSON object on stdout in place of the tables
-    python benchmarks/scale.py --tables --picture           # tables and docs/results/scale.svg from that file, without a count
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.scale            # tables, and benchmarks/results/scale.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.scale --json     # one JSON object on stdout in place of the tables
+    python -m benchmarks.cost.scale --tables --picture           # tables and docs/results/scale.svg from that file, without a count
 
 Nothing is downloaded or trained: CPPOTrainer's own loss and its backward run on tensors that have a shape and no data
-(shapes.py), on models of one or two layers of each kind; the others cost the same. The first figures of the report say how far
+(lib/shapes.py), on models of one or two layers of each kind; the others cost the same. The first figures of the report say how far
 that is from counts on real tensors of a small model with all its layers. Counts are exact, so nothing is timed. Attention counts
 in full squares; padding counts. Weights are bf16 without autocast, attention is of the flash kind, norms are not fused. Memory
 leaves out what ZeRO-3 gathers, buffers of the communication, and fragmentation. An interrupted call goes on where it stopped, a
@@ -22,12 +22,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
-from cost_pictures import draw_prefix, draw_scale
-from counting import versions
-from scale_tables import POINT, tables
-from shapes import Depth, Row, ShapeBench, count_parameters, load_config, shrink
 from transformers import Qwen2_5_VLConfig
+
+from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
+from ..lib.counting import versions
+from ..lib.shapes import Depth, Row, ShapeBench, count_parameters, load_config, shrink
+from .pictures import draw_prefix, draw_scale
+from .scale_tables import POINT, tables
 
 MODELS = ("qwen2_5_vl_3b", "qwen2_5_vl_7b")
 BASE = Row(text=128, patches=1024, completion=512)  # a 448 × 448 image: 1,024 patches, 256 tokens
@@ -154,7 +155,7 @@ def draw(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = BenchmarkParser("scale", __doc__, smoke="four points of the 3B model")
+    parser = BenchmarkParser("cost.scale", __doc__, smoke="four points of the 3B model")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     options = parser.parse_args()
     if not parser.show(options, tables, draw):

@@ -3,25 +3,31 @@
 """
 What grading costs: milliseconds an answer, the start and the memory of the process that compares. Prints JSON.
 
-    python benchmarks/grading.py
+    python -m benchmarks.cost.grading
 """
 
+import argparse
 import json
 import random
-import time
 from pathlib import Path
 
 from trl_cppo.grading_client import GRADER
 from trl_cppo.rewards import boxed_accuracy_reward
 
+from ..lib.turns import seconds
+
 
 def timed(answers: list[str], solutions: list[str]) -> float:
-    start = time.perf_counter()
-    boxed_accuracy_reward([f"<think>a</think> \\boxed{{{answer}}}" for answer in answers], solutions)
-    return time.perf_counter() - start
+    completions = [f"<think>a</think> \\boxed{{{answer}}}" for answer in answers]
+    return seconds(lambda: boxed_accuracy_reward(completions, solutions))
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.cost.grading",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     draw = random.Random(0)
     pairs = [(draw.randint(2, 10**6), draw.randint(2, 99)) for _ in range(500)]
     start = timed(["0.5"], [r"\frac{1}{2}"])
@@ -40,9 +46,7 @@ def main() -> None:
         },
     }
     report["ms_an_answer"] = {name: round(value, 3) for name, value in report["ms_an_answer"].items()}
-    start = time.perf_counter()
-    timed(["9^{9^{9^{9}}}"], ["1"])
-    report["answer_that_overruns_s"] = round(time.perf_counter() - start, 2)
+    report["answer_that_overruns_s"] = round(timed(["9^{9^{9^{9}}}"], ["1"]), 2)
     print(json.dumps(report, indent=2))
 
 

@@ -3,11 +3,11 @@
 r"""
 Does CPPO's detector find the perception tokens? Graded on sampled rollouts of the digits task, whose perception tokens are known.
 
-    OMP_NUM_THREADS=1 python benchmarks/detector.py --models 'GRPO=MODELS/*seed0-grpo-*' 'CPPO=MODELS/*seed0-cppo-steps*'
-    python benchmarks/detector.py --tables     # Markdown, from the JSON alone
-    python benchmarks/detector.py --picture    # docs/results/detector.svg, from the JSON alone
+    OMP_NUM_THREADS=1 python -m benchmarks.detection --models 'GRPO=MODELS/*seed0-grpo-*' 'CPPO=MODELS/*seed0-cppo-steps*'
+    python -m benchmarks.detection --tables     # Markdown, from the JSON alone
+    python -m benchmarks.detection --picture    # docs/results/detection.svg, from the JSON alone
 
-Scores, views and rules are those of `detection.py`. Rules are chosen on the split "validation", under the authors' views, on
+Scores, views and rules are those of `measures.py`. Rules are chosen on the split "validation", under the authors' views, on
 the warm starts; all that is reported comes from the split "test". Intervals are bootstrapped over canvases, the same draws for
 every model, and describe the mean over the models of a group.
 """
@@ -21,16 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import detection
-import detector_page
-import digits_lab as lab
 import numpy as np
 import torch
-from command import PICTURES, BenchmarkParser, read_json, write_json
 
 from trl_cppo import digits
 
-START = "warm start"
+from ..lib import digits_lab as lab
+from ..lib.command import PICTURES, BenchmarkParser, read_json, write_json
+from . import measures
+from .report import START, draw, tables
+
 DEFAULT_VIEW = ("mixture", 1)
 CANVAS_SEEDS = {"validation": 50, "test": 51}
 VIEW_SEED = 1_000_000
@@ -53,35 +53,37 @@ class Rollouts:
         mask = lab.completion_mask(self.processor, self.completions)
         self.truth = lab.true_perception_tokens(self.processor, self.completions)
         texts = self.processor.batch_decode(self.completions, skip_special_tokens=True)
-        right = [digits.task.is_right(text, str(sum(shown))) for text, (_, shown) in zip(texts, drawn, strict=True)]
+        right = [
+            digits.task.boxes_the_sum(text, str(sum(shown))) for text, (_, shown) in zip(texts, drawn, strict=True)
+        ]
         self.right = torch.tensor(right)
         # The gate passes rollouts that beat their group: with this reward, right sums.
         self.masks = {"all": mask, "right": mask & self.right.unsqueeze(1)}
         self.anchor = lab.log_distributions(self.model, self.processor, self.images, self.completions)
 
-    def scores(self, views: list[Any]) -> detection.Scores:
+    def scores(self, views: list[Any]) -> measures.Scores:
         removed = lab.log_distributions(self.model, self.processor, views, self.completions)
-        return detection.score_tokens(self.anchor, removed, self.completions)
+        return measures.score_tokens(self.anchor, removed, self.completions)
 
-    def rates(self, rule: tuple[str, float], scores: detection.Scores, rows: str, weights: np.ndarray) -> dict:
+    def rates(self, rule: tuple[str, float], scores: measures.Scores, rows: str, weights: np.ndarray) -> dict:
         mask = self.masks[rows]
-        selected = detection.select(rule, scores, mask)
-        return detection.rates(selected.numpy(), (self.truth & mask).numpy(), weights)
+        selected = measures.select(rule, scores, mask)
+        return measures.rates(selected.numpy(), (self.truth & mask).numpy(), weights)
 
     def ranking(self, values: torch.Tensor, rows: str, weights: np.ndarray) -> dict[str, np.ndarray]:
         mask = self.masks[rows].numpy()
         row_of_token = np.nonzero(mask)[0]
         token_weights = weights[: 1 + RANKING_DRAWS, row_of_token]
-        return detection.ranking(values.numpy()[mask], self.truth.numpy()[mask], token_weights)
+        return measures.ranking(values.numpy()[mask], self.truth.numpy()[mask], token_weights)
 
 
 def summarised(per_model: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    return {name: detection.summary(np.stack([one[name] for one in per_model])) for name in per_model[0]}
+    return {name: measures.summary(np.stack([one[name] for one in per_model])) for name in per_model[0]}
 
 
 def rate_all(
     rollouts: list[Rollouts],
-    scores: list[detection.Scores],
+    scores: list[measures.Scores],
     rules: list[tuple[str, float]],
     rows: str,
     weights: np.ndarray,
@@ -93,7 +95,7 @@ def rate_all(
         first = first or [grade["f1"] for grade in grades]
         for grade, f1 in zip(grades, first, strict=True):
             grade["f1_gain"] = grade["f1"] - f1
-        rated.append({"rule": list(rule), "words": detection.in_words(rule)} | summarised(grades))
+        rated.append({"rule": list(rule), "words": measures.in_words(rule)} | summarised(grades))
     return rated
 
 
@@ -104,10 +106,10 @@ def grade_view(
     Every score and rule under the authors' views, for all rollouts and for those with a right sum; the main ones for all
     rollouts under another view.
     """
-    images = detection.apply(kind, strength, rollouts[0].images, VIEW_SEED)
+    images = measures.apply(kind, strength, rollouts[0].images, VIEW_SEED)
     scores = [one.scores(images) for one in rollouts]
     authors = (kind, strength) == DEFAULT_VIEW
-    names = list(scores[0]) if authors else detection.MAIN_SCORES
+    names = list(scores[0]) if authors else measures.MAIN_SCORES
     report: dict[str, Any] = {"kind": kind, "strength": strength}
     for rows in ("all", "right") if authors else ("all",):
         graded = {}
@@ -116,7 +118,7 @@ def grade_view(
             curves = [ranking.pop("curve") for ranking in rankings]
             graded[name] = summarised(rankings)
             if authors:
-                precision = np.mean([detection.on_grid(curve, RECALLS) for curve in curves], axis=0)
+                precision = np.mean([measures.on_grid(curve, RECALLS) for curve in curves], axis=0)
                 graded[name]["precision_at_recalls"] = precision.round(4).tolist()
         report[rows] = {"scores": graded, "rules": rate_all(rollouts, scores, rules, rows, weights)}
     return report
@@ -124,14 +126,14 @@ def grade_view(
 
 def choose(rollouts: list[Rollouts]) -> dict[str, Any]:
     """Of each family the value of the best F1 on rollouts with a right sum, of those that keep enough recall; best family first."""
-    images = detection.apply(*DEFAULT_VIEW, rollouts[0].images, VIEW_SEED)
+    images = measures.apply(*DEFAULT_VIEW, rollouts[0].images, VIEW_SEED)
     scores = [one.scores(images) for one in rollouts]
-    once = detection.resampling_weights(len(images), draws=0)
+    once = measures.resampling_weights(len(images), draws=0)
     tried = defaultdict(list)
-    for family, (_, values, _) in detection.FAMILIES.items():
+    for family, (_, values, _) in measures.FAMILIES.items():
         for value in values:
             rule = (family, value)
-            entry: dict[str, Any] = {"rule": list(rule), "words": detection.in_words(rule)}
+            entry: dict[str, Any] = {"rule": list(rule), "words": measures.in_words(rule)}
             for rows in ("right", "all"):
                 [rated] = rate_all(rollouts, scores, [rule], rows, once)
                 entry[rows] = {name: rated[name]["mean"] for name in ("precision", "recall", "f1")}
@@ -147,12 +149,12 @@ def choose(rollouts: list[Rollouts]) -> dict[str, Any]:
 def grade_group(folders: list[Path], chosen: list[tuple[str, float]], options: argparse.Namespace) -> dict[str, Any]:
     """All grades of the models in some folders, on test canvases."""
     rollouts = [Rollouts(folder, "test", options.canvases) for folder in folders]
-    weights = detection.resampling_weights(options.canvases, options.draws)
-    ratios = [(family, ratio) for family in ("top_relative_shift", "top_shift") for ratio in detection.RATIOS]
-    everywhere = [detection.AUTHORS, *(rule for rule in chosen if rule[0] in detection.MAIN_FAMILIES)]
+    weights = measures.resampling_weights(options.canvases, options.draws)
+    ratios = [(family, ratio) for family in ("top_relative_shift", "top_shift") for ratio in measures.RATIOS]
+    everywhere = [measures.AUTHORS, *(rule for rule in chosen if rule[0] in measures.MAIN_FAMILIES)]
     under_authors_views = list(dict.fromkeys([*everywhere, *chosen, *ratios]))
     views = []
-    for kind, strengths in detection.STRENGTHS.items():
+    for kind, strengths in measures.STRENGTHS.items():
         for strength in strengths[-2:] if options.smoke else strengths:
             rules = under_authors_views if (kind, strength) == DEFAULT_VIEW else everywhere
             views.append(grade_view(rollouts, kind, strength, rules, weights))
@@ -183,8 +185,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     settings = {
         "seeds": options.seeds, "canvases": options.canvases, "draws": options.draws, "ranking_draws": RANKING_DRAWS, "smoke": options.smoke,
         "canvas_seeds": CANVAS_SEEDS, "view_seed": VIEW_SEED, "least_recall": LEAST_RECALL,
-        "recalls": RECALLS.round(2).tolist(), "strengths": detection.STRENGTHS,
-        "rules": {family: values for family, (_, values, _) in detection.FAMILIES.items()},
+        "recalls": RECALLS.round(2).tolist(), "strengths": measures.STRENGTHS,
+        "rules": {family: values for family, (_, values, _) in measures.FAMILIES.items()},
     }  # fmt: skip
     settings = json.loads(json.dumps(settings))  # tuples as the file has them
     versions = {name: version(name) for name in ("trl-cppo", "torch", "torchvision", "transformers", "scikit-learn")}
@@ -207,7 +209,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = BenchmarkParser("detector", __doc__, smoke="one warm start, 40 canvases, two strengths a view")
+    parser = BenchmarkParser("detection", __doc__, smoke="one warm start, 40 canvases, two strengths a view")
     parser.add_argument(
         "--models", nargs="*", default=[], metavar="NAME=FOLDERS", help="a group of trained models, given by a pattern"
     )
@@ -215,9 +217,7 @@ def main() -> None:
     parser.add_argument("--canvases", type=int, default=500, help="of each split, one rollout each")
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
     options = parser.parse_args()
-    if parser.show(
-        options, detector_page.tables, lambda report: detector_page.draw(report, PICTURES / "detector.svg")
-    ):
+    if parser.show(options, tables, lambda report: draw(report, PICTURES / "detection.svg")):
         return
     if options.smoke:
         options.seeds, options.canvases, options.draws = [0], 40, 50

@@ -2,24 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a large report is in Chromium: made-up rows, no model. Needs playwright and Debian's chromium.
 
-python benchmarks/report_page.py --rows 200 --tokens 1000
+python -m benchmarks.cost.report_page --rows 200 --tokens 1000
 """
 
 import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
 from playwright.sync_api import Page, sync_playwright
-from report_rows import make_row
 
 from trl_cppo.report.page import Settings, render
+
+from ..lib.report_rows import make_row
 
 TIMES = """() => {
     const load = performance.getEntriesByType("navigation")[0];
@@ -75,7 +73,7 @@ def measure(page: Page, file: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost.report_page", description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--models", type=int, default=1, choices=[1, 2])

@@ -1,14 +1,14 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The picture and the Markdown tables of `detector.py`, from its JSON alone."""
+"""The picture and the Markdown tables of the detector's grades, from their JSON alone."""
 
 from pathlib import Path
 from typing import Any
 
-import detection
-import pictures
-
 from trl_cppo.card.markdown import table
+
+from ..lib import pictures
+from . import measures
 
 START = "warm start"
 SCORES = {
@@ -20,8 +20,8 @@ SCORES = {
     "removed_entropy": "H⁻ alone",
     "entropy": "H alone (no view)",
 }
-DRAWN = detection.MAIN_SCORES
-MARKED = dict(zip(detection.MAIN_FAMILIES, zip(DRAWN[1:], "sD^", strict=True), strict=True))  # family: score, marker
+DRAWN = measures.MAIN_SCORES
+MARKED = dict(zip(measures.MAIN_FAMILIES, zip(DRAWN[1:], "sD^", strict=True), strict=True))  # family: score, marker
 KINDS = {
     "noise_boxes": "boxes of noise",
     "zoom_crop": "side of the crop",
@@ -52,11 +52,11 @@ def _precision_recall(axes: Any, report: dict[str, Any]) -> None:
     recalls = report["settings"]["recalls"]
     for score in DRAWN:
         axes.plot(recalls, view["scores"][score]["precision_at_recalls"], color=_color(score), label=SCORES[score])
-    points = [(detection.AUTHORS, "relative_shift", "o")]
+    points = [(measures.AUTHORS, "relative_shift", "o")]
     points += [(chosen_rule(report, family), *place) for family, place in MARKED.items()]
     for rule, score, marker in points:
         rated = find_rule(view["rules"], rule)
-        name = "authors' rule: top half" if rule == detection.AUTHORS else detection.in_words(rule)
+        name = "authors' rule: top half" if rule == measures.AUTHORS else measures.in_words(rule)
         axes.plot(
             rated["recall"]["mean"], rated["precision"]["mean"], marker, color=_color(score), markersize=9,
             markeredgecolor=pictures.GREY, label=name,
@@ -69,17 +69,17 @@ def _precision_recall(axes: Any, report: dict[str, Any]) -> None:
 
 def _ratios(axes: Any, report: dict[str, Any]) -> None:
     rated = authors_views(report, START)["all"]["rules"]
-    rows = [find_rule(rated, ("top_relative_shift", ratio)) for ratio in detection.RATIOS]
+    rows = [find_rule(rated, ("top_relative_shift", ratio)) for ratio in measures.RATIOS]
     places = {"precision": ("--", 0.3, -0.2), "recall": (":", 0.5, -0.07), "f1": ("-", 0.7, 0.03)}  # of the words
     for name, (style, ratio, above) in places.items():
         means = [row[name]["mean"] for row in rows]
-        axes.plot(detection.RATIOS, means, style, color=_color("relative_shift"))
-        place = (ratio, means[detection.RATIOS.index(ratio)] + above)
+        axes.plot(measures.RATIOS, means, style, color=_color("relative_shift"))
+        place = (ratio, means[measures.RATIOS.index(ratio)] + above)
         axes.annotate(name.replace("f1", "F1"), place, fontsize=8)
     floor = chosen_rule(report, "top_half_above_floor")
     value = find_rule(rated, floor)["f1"]["mean"]
     axes.axhline(value, color=_color("shift"))
-    axes.annotate(f"F1 of {detection.in_words(floor)}", (1, value + 0.03), ha="right", fontsize=8)
+    axes.annotate(f"F1 of {measures.in_words(floor)}", (1, value + 0.03), ha="right", fontsize=8)
     axes.set(xlabel="ratio of the authors' rule", ylim=(0, 1.03), title="Authors' rule, other ratios")
 
 
@@ -128,20 +128,20 @@ def rule_table(report: dict[str, Any], group: str) -> str:
     """The authors' rule, then the best of each family by the F1 on validation."""
     view = authors_views(report, group)
     rows = []
-    for rule in [detection.AUTHORS, *(tuple(entry["rule"]) for entry in report["choice"]["chosen"])]:
+    for rule in [measures.AUTHORS, *(tuple(entry["rule"]) for entry in report["choice"]["chosen"])]:
         cells = [_cell(find_rule(view["all"]["rules"], rule)[grade]) for grade in ("precision", "recall", "f1")]
         gain = find_rule(view["all"]["rules"], rule)["f1_gain"]
-        cells.append("" if rule == detection.AUTHORS else "+" + _cell(gain))
+        cells.append("" if rule == measures.AUTHORS else "+" + _cell(gain))
         right = find_rule(view["right"]["rules"], rule)
         cells.append(" / ".join(_cell(right[grade], interval=False) for grade in ("precision", "recall", "f1")))
-        rows.append([detection.in_words(rule), *cells])
+        rows.append([measures.in_words(rule), *cells])
     return table(rows, ["rule", "precision", "recall", "F1", "F1 gained", "the three on right sums"])
 
 
 def ratio_table(report: dict[str, Any], group: str) -> str:
     rated = authors_views(report, group)["all"]["rules"]
     rows = []
-    for ratio in detection.RATIOS:
+    for ratio in measures.RATIOS:
         pair = [find_rule(rated, (family, ratio)) for family in ("top_relative_shift", "top_shift")]
         rows.append([f"{ratio:g}", *(_cell(one[g], False) for one in pair for g in ("precision", "recall", "f1"))])
     grades = ["precision", "recall", "F1"]
@@ -149,7 +149,7 @@ def ratio_table(report: dict[str, Any], group: str) -> str:
 
 
 def view_table(report: dict[str, Any], group: str) -> str:
-    rules = [detection.AUTHORS, *(chosen_rule(report, family) for family in MARKED)]
+    rules = [measures.AUTHORS, *(chosen_rule(report, family) for family in MARKED)]
     rows = []
     for view in report["groups"][group]["views"]:
         scores = view["all"]["scores"]
@@ -159,12 +159,12 @@ def view_table(report: dict[str, Any], group: str) -> str:
         rows.append([MIXTURE if view["kind"] == "mixture" else f"{view['kind']} {view['strength']:g}", *cells])
     names = ["ΔH / H⁻", "ΔH", "k3", "KL"]
     head = ["view", *(f"AUC {n}" for n in names), *(f"AP {n}" for n in names), "F1 authors' rule"]
-    return table(rows, [*head, *(f"F1 {detection.in_words(rule)}" for rule in rules[1:])])
+    return table(rows, [*head, *(f"F1 {measures.in_words(rule)}" for rule in rules[1:])])
 
 
 def group_table(report: dict[str, Any]) -> str:
     """Before and after training, under the authors' views."""
-    rules = [detection.AUTHORS, *(chosen_rule(report, family) for family in MARKED)]
+    rules = [measures.AUTHORS, *(chosen_rule(report, family) for family in MARKED)]
     rows = []
     for name, group in report["groups"].items():
         view = authors_views(report, name)["all"]
@@ -183,7 +183,7 @@ def group_table(report: dict[str, Any]) -> str:
         "AUC KL",
         "authors' rule: P / R / F1",
     ]
-    return table(rows, [*head, *(f"{detection.in_words(rule)}: P / R / F1" for rule in rules[1:])])
+    return table(rows, [*head, *(f"{measures.in_words(rule)}: P / R / F1" for rule in rules[1:])])
 
 
 def tables(report: dict[str, Any]) -> str:

@@ -11,10 +11,11 @@ from weakref import finalize
 
 import torch
 import trl.trainer.utils as trl_utils
-from counting import FORMULAS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from trl.kernels import chunked_logprob
+
+from .counting import FORMULAS
 
 aten = torch.ops.aten
 _META = torch.device("meta")

@@ -124,7 +124,7 @@ def canvases(name: str, split: str, count: int, seed: int) -> list[Canvas]:
 
 def judge(text: str, canvas: Canvas) -> str:
     """`"right"`, `"misread"` (a digit was read wrongly), `"wrong_sum"` (read rightly, added wrongly) or `"format"`."""
-    if digits.task.is_right(text, canvas.solution):
+    if digits.task.boxes_the_sum(text, canvas.solution):
         return "right"
     read = _READ.search(text)
     if not read:

@@ -3,8 +3,8 @@
 r"""
 Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/shared_prefix.py was chosen from.
 
-    OMP_NUM_THREADS=1 python benchmarks/prefix_overhead.py          # a table, and benchmarks/results/prefix_overhead.json
-    OMP_NUM_THREADS=1 python benchmarks/prefix_overhead.py --tables # the table from that file
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead          # a table, and benchmarks/results/prefix_overhead.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead --tables # the table from that file
 
 CPPO's update (loss and backward) of a Qwen2.5-VL of one million parameters, packed and in plain rows in turns, half of the prompts
 gated. Each packed prompt costs two more calls of attention a layer, so that small prompts of a small model are the worst case.
@@ -16,14 +16,15 @@ import time
 from typing import Any
 
 import torch
-from command import BenchmarkParser, run_and_print, write_json
-from counting import versions
-from meta_mode import head_of_a_gpu
-from scale import small_config
-from shapes import Row, ShapeBench, build_model
-from turns import take_turns
 
 from trl_cppo.card.markdown import table
+
+from ..lib.command import BenchmarkParser, run_and_print, write_json
+from ..lib.counting import versions
+from ..lib.meta_mode import head_of_a_gpu
+from ..lib.shapes import Row, ShapeBench, build_model
+from ..lib.turns import take_turns
+from .scale import small_config
 
 PROMPTS = {5: (1, 16), 12: (8, 16), 24: (20, 16), 48: (44, 16), 72: (56, 64)}  # tokens: those of text, patches
 # Prompts of a micro-batch, rollouts of each, completion tokens.
@@ -65,7 +66,7 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = BenchmarkParser("prefix_overhead", __doc__, smoke="one size, one repeat")
+    parser = BenchmarkParser("cost.prefix_overhead", __doc__, smoke="one size, one repeat")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of a table")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each arm")
     options = parser.parse_args()

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import digits_lab as lab
 import numpy as np
-import pictures
-from arms import ARMS
-from learning_runs import COEFS, SWEEP, SWEPT, sweep_job
 
 from trl_cppo.card.markdown import table
+
+from ..lib import digits_lab as lab
+from ..lib import pictures
+from .arms import ARMS
+from .runs import COEFS, SWEEP, SWEPT, sweep_job
 
 Values = dict[tuple[int, int], float]  # of a run each, by warm start and seed
 Run = dict[str, Any]

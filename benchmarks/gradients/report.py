@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import digits_lab as lab
 import numpy as np
-import pictures
-from gradient_effects import EFFECTS
 
 from trl_cppo.card.markdown import table
+
+from ..lib import digits_lab as lab
+from ..lib import pictures
+from .effects import EFFECTS
 
 Batch = dict[str, Any]
 SHOWN = {  # part: its label in the picture

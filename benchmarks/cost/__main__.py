@@ -3,15 +3,15 @@
 r"""
 What CPPO's update (loss and backward) costs, as ratios to GRPOTrainer's on the same model and the same batch in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/cost.py            # a table, and benchmarks/results/cost.json
-    OMP_NUM_THREADS=1 python benchmarks/cost.py --json     # the same as one JSON object on stdout
-    python benchmarks/cost.py --tables --picture           # tables and docs/results/cost.svg from that file, without a run
+    OMP_NUM_THREADS=1 python -m benchmarks.cost            # a table, and benchmarks/results/cost.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost --json     # the same as one JSON object on stdout
+    python -m benchmarks.cost --tables --picture           # tables and docs/results/cost.svg from that file, without a run
 
 Four arms take turns: `grpo` is TRL's GRPOTrainer; `cppo` is CPPOTrainer with a share f of the rows gated, `cppo_kl` the same with
 the exact KL; `every_row` scores every row on both views in two further forwards, as the authors' code does. FLOPs are counted by
 `torch.utils.flop_counter`, the bytes that autograd keeps for the backward by saved-tensor hooks (a storage counts once,
 weights do not): both are exact. These rows score each rollout in a row of its own; those with `"share_prefix": true` are of
-prefix_cost.py. Seconds are medians over pairs of neighbouring runs; they want a machine that does nothing else.
+shared_prefix.py. Seconds are medians over pairs of neighbouring runs; they want a machine that does nothing else.
 An interrupted run goes on where it stopped, a finished one is measured anew.
 """
 
@@ -23,19 +23,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
-from cost_pictures import draw_cost
-from counting import count, score_views_apart, versions
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
-from prefix_cost import POINTS, SMOKE, measure_prefix, prefix_table
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from trl import GRPOConfig, GRPOTrainer
-from turns import seconds, take_turns
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.card.markdown import table
 from trl_cppo.digits.model import seeded_cpu
+
+from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
+from ..lib.counting import count, score_views_apart, versions
+from ..lib.turns import seconds, take_turns
+from .pictures import draw_cost
+from .shared_prefix import POINTS, SMOKE, measure_prefix, prefix_table
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 ARMS = {"grpo": "grpo_", "cppo": "", "cppo_kl": "kl_", "every_row": "every_row_"}  # and the prefixes of their figures
