@@ -43,12 +43,7 @@ from tqdm import tqdm
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import TrlParser
 
-from trl_cppo import weights
-from trl_cppo.card import add_evaluation
-from trl_cppo.config import as_in_training
-from trl_cppo.dataset_checks import LocatedRows
-from trl_cppo.digits.task import MAX_RESPONSE_TOKENS as DIGITS_LENGTH
-from trl_cppo.evaluation import (
+from trl_cppo.commands.evaluate import (
     CompletionGenerator,
     Records,
     compare,
@@ -57,15 +52,20 @@ from trl_cppo.evaluation import (
     summarize,
     table,
 )
-from trl_cppo.evaluation.errors import EvaluationError
-from trl_cppo.evaluation.identity import check_same_settings, weights_hash
-from trl_cppo.evaluation.runner import find_changed_row
-from trl_cppo.evaluation.summary import load_result, to_json
-from trl_cppo.families import converts_to_rgb, rgb_reader
-from trl_cppo.image_size import check_limits
-from trl_cppo.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
+from trl_cppo.commands.evaluate.errors import EvaluationError
+from trl_cppo.commands.evaluate.identity import check_same_settings, weights_hash
+from trl_cppo.commands.evaluate.runner import find_changed_row
+from trl_cppo.commands.evaluate.summary import load_result, to_json
+from trl_cppo.commands.loading import DIGITS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
+from trl_cppo.config import as_in_training
+from trl_cppo.digits.task import MAX_RESPONSE_TOKENS as DIGITS_LENGTH
+from trl_cppo.method.image_size import check_limits
 from trl_cppo.rewards import boxed_accuracy_reward
-from trl_cppo.row_images import RowImages
+from trl_cppo.run import weights
+from trl_cppo.run.card import add_evaluation
+from trl_cppo.run.rows.checks import LocatedRows
+from trl_cppo.run.rows.images import RowImages
+from trl_cppo.scoring.families import converts_to_rgb, rgb_reader
 
 SETTINGS = ["model", "revision", "dataset", "dataset_config", "split", "greedy", "num_samples", "temperature", "top_p"]
 SETTINGS += ["seed", "dtype", "attn_implementation", "max_pixels", "min_pixels"]

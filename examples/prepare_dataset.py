@@ -21,9 +21,9 @@ from typing import Any
 
 from datasets.exceptions import DatasetGenerationError
 
-from trl_cppo.data import PROMPT_SUFFIX, prepare, write
-from trl_cppo.data.build import is_made_with
-from trl_cppo.loading import check_folder, stop
+from trl_cppo.commands.loading import check_folder, stop
+from trl_cppo.commands.prepare import PROMPT_SUFFIX, prepare, write
+from trl_cppo.commands.prepare.build import is_made_with
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

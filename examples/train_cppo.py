@@ -39,11 +39,19 @@ from transformers import TrainerCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from trl_cppo import CPPOConfig, CPPOTrainer, limit_pixels
-from trl_cppo.card import CardExample
-from trl_cppo.card.markdown import is_hub_id
-from trl_cppo.card.plotting import metric_history
-from trl_cppo.loading import MATH_REWARDS, RewardCountError, check_folder, leave, load_rewards, load_split, stop
+from trl_cppo.commands.loading import (
+    MATH_REWARDS,
+    RewardCountError,
+    check_folder,
+    leave,
+    load_rewards,
+    load_split,
+    stop,
+)
 from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
+from trl_cppo.run.card import CardExample
+from trl_cppo.run.card.markdown import is_hub_id
+from trl_cppo.run.card.plotting import metric_history
 
 DIGITS_CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 

@@ -28,8 +28,8 @@ from PIL import Image as PILImage
 from tiny_models import build
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.grading_client import GRADER
-from trl_cppo.metrics import cpl_metrics
+from trl_cppo.method.metrics import cpl_metrics
+from trl_cppo.rewards.client import GRADER
 
 GRADER.seconds = (
     120  # on a busy machine a right answer must not overrun; the tests of the limit have graders of their own

@@ -10,9 +10,9 @@ import torch
 from conftest import picture
 from PIL import Image as PILImage
 
-from trl_cppo.families import ViewProcessor
-from trl_cppo.row_images import RowImages
-from trl_cppo.view_maker import ViewMaker
+from trl_cppo.method.view_maker import ViewMaker
+from trl_cppo.run.rows.images import RowImages
+from trl_cppo.scoring.families import ViewProcessor
 
 README_NAMES = {
     "Qwen2-VL": ["qwen2_vl"], "Qwen2.5-VL": ["qwen2_5_vl"], "Qwen3-VL (dense and MoE)": ["qwen3_vl", "qwen3_vl_moe"],

@@ -9,7 +9,7 @@ import torch
 from agent_model import CALL, make_agent, score, scripted
 from conftest import cpl_logged, make_rows, picture
 
-from trl_cppo.losses import perception_token_mask
+from trl_cppo.method.losses import perception_token_mask
 
 
 def assert_preserved_rows_equal_their_anchors(batch, request):
@@ -25,7 +25,7 @@ def assert_preserved_rows_equal_their_anchors(batch, request):
 def test_images_of_a_tool_get_views_and_its_tokens_do_not_count(tmp_path, model_and_processor, monkeypatch, counts):
     masks = []
     monkeypatch.setattr(
-        "trl_cppo.objective.perception_token_mask",
+        "trl_cppo.method.objective.perception_token_mask",
         lambda entropies, removed, mask, **settings: (
             masks.append(mask),
             perception_token_mask(entropies, removed, mask, **settings),

@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import TrainerState
 
 from trl_cppo import CPPOConfig
-from trl_cppo.card import CardExample, CardFacts, Hardware, write_card
-from trl_cppo.card.sources import BaseModel
+from trl_cppo.run.card import CardExample, CardFacts, Hardware, write_card
+from trl_cppo.run.card.sources import BaseModel
 
 BADGE = '[<img src="https://example.org/badge.svg" alt="a tracker"/>](https://example.org/run)'
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig
 
 from trl_cppo import CPPOConfig
-from trl_cppo.shared_prefix import TOKEN_RATIO, SharedPrefix
+from trl_cppo.scoring.shared_prefix import TOKEN_RATIO, SharedPrefix
 
 FACTORS = {
     "family": ["qwen2_5_vl", "qwen3_vl", "internvl", "llava_next", "smolvlm", "qwen3_5", "gemma3"],

@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trl_cppo import CPPOTrainer
-from trl_cppo.losses import perception_token_mask
-from trl_cppo.token_text import TokenText, TokenTexts
-from trl_cppo.views import get_view
+from trl_cppo.method.losses import perception_token_mask
+from trl_cppo.method.views import get_view
+from trl_cppo.run.token_text import TokenText, TokenTexts
 
 COUNTS = [1, 2, 0, 1, 3, 0, 2, 1]  # images of each row
 SCALARS = {f"cpl/{name}" for name in ("loss", "gated_ratio", "perception_ratio", "entropy_shift", "contrast_accuracy")}

@@ -19,8 +19,8 @@ from PIL import Image as PILImage
 from trl import prepare_multimodal_messages
 
 from trl_cppo import digits
-from trl_cppo.data import PROMPT_SUFFIX, build, prepare, write
-from trl_cppo.loading import load_split
+from trl_cppo.commands.loading import load_split
+from trl_cppo.commands.prepare import PROMPT_SUFFIX, build, prepare, write
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "prepare_dataset.py"
 

@@ -9,9 +9,9 @@ from conftest import make_rows
 from datasets import ClassLabel, Dataset, Image, concatenate_datasets, load_dataset
 from rehearsals.layouts import layout_names, write_layout
 
-from trl_cppo.data import prepare
-from trl_cppo.dataset_checks import check_dataset, check_solutions
-from trl_cppo.loading import load_split
+from trl_cppo.commands.loading import load_split
+from trl_cppo.commands.prepare import prepare
+from trl_cppo.run.rows.checks import check_dataset, check_solutions
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_a_known_layout_is_to_be_prepared_not_renamed(name, tmp_path):
     source = write_layout(name, tmp_path / "source", rows=1)
     [path] = list(source.rglob("*.parquet"))[:1]
     dataset = load_dataset("parquet", data_files=str(path), split="train")
-    command = r"no column 'prompt'; .*Prepare it: python examples/prepare_dataset.py --dataset {} --output data/\w+, .*trl_cppo.data.prepare"
+    command = r"no column 'prompt'; .*Prepare it: python examples/prepare_dataset.py --dataset {} --output data/\w+, .*trl_cppo.commands.prepare.prepare"
     assert re.search(command.format("NAME"), error_of(dataset)) and "ename" not in error_of(dataset)
     assert re.search(command.format(name), error_of(dataset, source=name))
     unreadable = (

@@ -23,9 +23,9 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import TrainerState
 
-from trl_cppo.card import CardExample
-from trl_cppo.views import to_rgb
-from trl_cppo.weights import load_model, restore
+from trl_cppo.method.views import to_rgb
+from trl_cppo.run.card import CardExample
+from trl_cppo.run.weights import load_model, restore
 
 SETTINGS = dict(max_steps=2, save_strategy="steps", save_steps=1, log_completions=True)
 
@@ -63,13 +63,13 @@ def assert_whole(trainer, output):
 # What is replaced by a failure; what the warning names.
 FAILURES = {
     "TRL's card": ("trl.trainer.base_trainer.generate_model_card", "the model card"),
-    "text of the card": ("trl_cppo.card.model_card.quick_start", "the model card"),
-    "picture of the card": ("trl_cppo.card.model_card.plot_training", "the model card"),
+    "text of the card": ("trl_cppo.run.card.model_card.quick_start", "the model card"),
+    "picture of the card": ("trl_cppo.run.card.model_card.plot_training", "the model card"),
     "example of the card": ("PIL.Image.Image.save", "the model card"),
     "file of the card": ("huggingface_hub.ModelCard.save", "the model card"),
     "table on the screen": ("trl.trainer.grpo_trainer.print_prompt_completions_sample", "the table of completions"),
     "table in a file": ("pandas.DataFrame.to_parquet", "the table of completions"),
-    "contents of the table": ("trl_cppo.upstream.even_contents", "the table of completions"),
+    "contents of the table": ("trl_cppo.run.upstream.even_contents", "the table of completions"),
 }
 
 

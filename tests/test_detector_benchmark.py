@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.detection import measures
-from trl_cppo.losses import perception_token_mask
-from trl_cppo.views import get_view
+from trl_cppo.method.losses import perception_token_mask
+from trl_cppo.method.views import get_view
 
 
 def noise_image(width: int = 56, height: int = 56) -> Image.Image:

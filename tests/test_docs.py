@@ -47,9 +47,9 @@ from trl import GRPOConfig, TrlParser
 
 import trl_cppo
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.data import build
-from trl_cppo.metrics import cpl_metrics
-from trl_cppo.views import _VIEWS
+from trl_cppo.commands.prepare import build
+from trl_cppo.method.metrics import cpl_metrics
+from trl_cppo.method.views import _VIEWS
 
 HUB_MODEL = re.compile(r"\bQwen/Qwen[\w.-]+")
 SMALL = dict(
@@ -122,17 +122,17 @@ def test_wrong_names_are_found(wrong):
 
 @functools.cache
 def parser_of(script: str) -> argparse.ArgumentParser:
-    """The parser whose help a script or a module (its dotted name) prints."""
+    """The parser whose help a script or a module (its dotted name, and a command of the package) prints."""
     found = []
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(argparse.ArgumentParser, "print_help", lambda self, file=None: found.append(self))
-        patch.setattr(sys, "argv", [script, "--help"])
+        patch.setattr(sys, "argv", [*script.split(), "--help"])
         with contextlib.suppress(SystemExit):
             if script.endswith(".py"):
                 patch.syspath_prepend((ROOT / script).parent)  # as python does
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             else:
-                runpy.run_module(script, run_name="__main__")
+                runpy.run_module(script.split()[0], run_name="__main__")
     assert found, f"{script} --help prints no help"
     found[0].allow_abbrev = False
     return found[0]
@@ -149,6 +149,8 @@ def script_and_flags(command: list[str]) -> tuple[str | None, list[str]]:
         return launch.training_script, launch.training_script_args
     if program in ("python", "python3"):
         start = 1 if words[0] == "-m" else 0
+        if words[start] == "trl_cppo":
+            return " ".join(words[start : start + 2]), words[start + 2 :]
         return words[start], words[start + 1 :]
     return None, []
 
@@ -269,8 +271,8 @@ def names_of_theirs() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_that_are_named_exist(page):
-    known = OWN_FIELDS.keys() | names_of_theirs() | set(dir(importlib.import_module("trl_cppo.losses")))
-    known |= set(dir(importlib.import_module("trl_cppo.metrics")))
+    known = OWN_FIELDS.keys() | names_of_theirs() | set(dir(importlib.import_module("trl_cppo.method.losses")))
+    known |= set(dir(importlib.import_module("trl_cppo.method.metrics")))
     for span in spans_of(prose_of(page)):
         name = re.match(r"[\w.]+", span)
         if name and OWN_NAME.fullmatch(name[0]):

@@ -19,8 +19,9 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from trl_cppo import digits, loading
-from trl_cppo.evaluation import runner
+from trl_cppo import digits
+from trl_cppo.commands import loading
+from trl_cppo.commands.evaluate import runner
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate.py"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""trl_cppo.evaluation: sampling, prompts, scores."""
+"""trl_cppo.commands.evaluate: sampling, prompts, scores."""
 
 import numpy as np
 import pytest
@@ -11,16 +11,16 @@ from tiny_models import FAMILIES, build
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_cppo import digits
-from trl_cppo.dataset_checks import LocatedRows
-from trl_cppo.evaluation import (
+from trl_cppo.commands.evaluate import (
     CompletionGenerator,
     evaluate_rows,
     summarize,
 )  # fmt: skip
-from trl_cppo.evaluation.errors import EvaluationError
-from trl_cppo.evaluation.generation import Completion
-from trl_cppo.evaluation.runner import score
-from trl_cppo.evaluation.sampling import SeededSampler, draw_uniforms, sampling_processors
+from trl_cppo.commands.evaluate.errors import EvaluationError
+from trl_cppo.commands.evaluate.generation import Completion
+from trl_cppo.commands.evaluate.runner import score
+from trl_cppo.commands.evaluate.sampling import SeededSampler, draw_uniforms, sampling_processors
+from trl_cppo.run.rows.checks import LocatedRows
 
 # Sampling -------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""trl_cppo.evaluation: statistics, records, results, comparison."""
+"""trl_cppo.commands.evaluate: statistics, records, results, comparison."""
 
 import itertools
 import json
@@ -14,19 +14,19 @@ from conftest import make_rows, picture
 from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
-from trl_cppo.dataset_checks import LocatedRows
-from trl_cppo.evaluation import (
+from trl_cppo.commands.evaluate import (
     Records,
     compare,
     comparison_table,
     summarize,
     table,
 )  # fmt: skip
-from trl_cppo.evaluation.errors import EvaluationError
-from trl_cppo.evaluation.identity import question_hash, weights_hash
-from trl_cppo.evaluation.runner import find_changed_row
-from trl_cppo.evaluation.statistics import bootstrap_interval, mcnemar_exact, pass_at_k, std_over_samples
-from trl_cppo.evaluation.summary import to_json
+from trl_cppo.commands.evaluate.errors import EvaluationError
+from trl_cppo.commands.evaluate.identity import question_hash, weights_hash
+from trl_cppo.commands.evaluate.runner import find_changed_row
+from trl_cppo.commands.evaluate.statistics import bootstrap_interval, mcnemar_exact, pass_at_k, std_over_samples
+from trl_cppo.commands.evaluate.summary import to_json
+from trl_cppo.run.rows.checks import LocatedRows
 
 # Statistics -----------------------------------------------------------------------------------------------------------
 

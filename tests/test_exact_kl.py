@@ -5,9 +5,9 @@
 import pytest
 import torch
 
-import trl_cppo.exact_kl as exact_kl_module
-from trl_cppo.exact_kl import LogitTransform, exact_kl
-from trl_cppo.fused_head import scored_positions
+import trl_cppo.method.exact_kl as exact_kl_module
+from trl_cppo.method.exact_kl import LogitTransform, exact_kl
+from trl_cppo.scoring.head import scored_positions
 
 TRANSFORMS = [LogitTransform(), LogitTransform(0.7), LogitTransform(1.3, 0.5, 2.0)]
 

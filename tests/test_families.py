@@ -21,10 +21,11 @@ from PIL import ImageOps
 from tiny_models import FAMILIES, build
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo import CPPOConfig, CPPOTrainer, families
-from trl_cppo.families import ViewProcessor, placeholder_ids
-from trl_cppo.upstream import RepairedGRPOTrainer
-from trl_cppo.view_batch import append_view_rows
+from trl_cppo import CPPOConfig, CPPOTrainer
+from trl_cppo.run.upstream import RepairedGRPOTrainer
+from trl_cppo.scoring import families
+from trl_cppo.scoring.families import ViewProcessor, placeholder_ids
+from trl_cppo.scoring.view_rows import append_view_rows
 
 
 def score_alone(trainer, batch, row, images):

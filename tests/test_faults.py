@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from tiny_models import build
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo.dataset_checks import ROW_PLACE, LocatedRows, RowPlace, find_row_fault, row_names
+from trl_cppo.run.rows.checks import ROW_PLACE, LocatedRows, RowPlace, find_row_fault, row_names
 
 BAD = 5  # the row at fault
 STRING = [{"role": "user", "content": "sum?"}]

@@ -11,7 +11,7 @@ from conftest import cpl_logged, generation_batch, make_rows, make_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_cppo.gate import above_group_mean
+from trl_cppo.method.gate import above_group_mean
 
 # What weighted sums of rewards give: TRL's float32 mean of some of these falls below them at 3, 7, 8, 9, 10, 12, 16, …
 VALUES = [k / 20 for k in range(21)] + [0.333, 1 / 3, 0.9 * 0.5 + 0.1, 1e-3, 123.4, -0.7]

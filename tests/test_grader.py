@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from trl_cppo import grading_client, rewards
-from trl_cppo.grading_client import Grader
-from trl_cppo.loading import load_rewards
+from trl_cppo.commands.loading import load_rewards
 from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
+from trl_cppo.rewards import client as grading_client
+from trl_cppo.rewards import functions as rewards
+from trl_cppo.rewards.client import Grader
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 1_000_000

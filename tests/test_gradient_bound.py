@@ -10,7 +10,7 @@ import torch
 from conftest import cpl_logged, generation_batch, make_rows, make_trainer
 from trl import GRPOTrainer
 
-from trl_cppo.losses import squared_gradients
+from trl_cppo.method.losses import squared_gradients
 
 
 def test_squared_gradients_are_those_of_each_loss_and_keep_the_graph():

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gradients.measure import agreement, measure_part
 from benchmarks.gradients.parts import Scored, contrast_parts, gradient_ratios
 from benchmarks.gradients.report import follows
-from trl_cppo.losses import contrastive_perception_loss, masked_mean
+from trl_cppo.method.losses import contrastive_perception_loss, masked_mean
 
 ROWS, GATED, TOKENS, WORDS = 4, [0, 2], 5, 6
 

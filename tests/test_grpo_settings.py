@@ -13,7 +13,7 @@ from tiny_models import build
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer
-from trl_cppo.families import placeholder_ids
+from trl_cppo.scoring.families import placeholder_ids
 
 ROWS = [1, 2, 0, 1]
 # Each changes GRPO's part of the loss, or what is computed beside it, but not the rollouts of the first batch.

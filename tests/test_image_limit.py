@@ -14,7 +14,7 @@ from tiny_models import FAMILIES, build
 
 from trl_cppo import limit_pixels
 from trl_cppo.digits.model import MERGE, PATCH
-from trl_cppo.row_images import RowImages
+from trl_cppo.run.rows.images import RowImages
 
 LIMIT = 56 * 56
 SIDE = PATCH * MERGE  # pixels of a token of the tiny Qwen

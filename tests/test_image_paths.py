@@ -6,7 +6,7 @@ import pytest
 from family_cases import BY_MODE, assert_an_untouched_view_has_the_pixels_of
 from tiny_models import FAMILIES, build
 
-from trl_cppo.families import rgb_reader
+from trl_cppo.scoring.families import rgb_reader
 
 
 @pytest.mark.parametrize("converts", [True, False, None])

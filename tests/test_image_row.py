@@ -7,7 +7,7 @@ import torch
 from tiny_models import FAMILIES, build
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_cppo.image_row import ImagelessForwards
+from trl_cppo.scoring.imageless import ImagelessForwards
 
 
 @pytest.mark.parametrize("family", FAMILIES)

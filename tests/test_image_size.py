@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from trl_cppo import limit_pixels
-from trl_cppo.image_size import limited_size
-from trl_cppo.views import to_rgb
+from trl_cppo.method.image_size import limited_size
+from trl_cppo.method.views import to_rgb
 
 SIDES = st.one_of(st.integers(1, 60), st.integers(1, 20_000))
 LIMITS = st.one_of(st.integers(1, 300), st.integers(1, 2_000_000))

@@ -11,9 +11,9 @@ from datasets import Dataset, load_dataset
 from doc_pages import PAGES, ROOT
 from rehearsals.layouts import features_of, layout_names, noise_png, read_layout, write_layout
 
-from trl_cppo.data import PROMPT_SUFFIX, prepare
-from trl_cppo.dataset_checks import check_dataset
+from trl_cppo.commands.prepare import PROMPT_SUFFIX, prepare
 from trl_cppo.rewards import boxed_accuracy_reward
+from trl_cppo.run.rows.checks import check_dataset
 
 OPEN_R1 = "lmms-lab/multimodal-open-r1-8k-verified"
 SOURCES = [*PAGES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "examples").rglob("*.yaml")]

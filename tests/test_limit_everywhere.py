@@ -16,14 +16,14 @@ from huggingface_hub import ModelCard
 from PIL import Image as PILImage
 
 from trl_cppo import limit_pixels
-from trl_cppo.card import CardExample
-from trl_cppo.data import prepare
-from trl_cppo.data.images import MIN_SIDE, usable_bytes
-from trl_cppo.dataset_checks import LocatedRows
-from trl_cppo.evaluation import CompletionGenerator, evaluate_rows
-from trl_cppo.evaluation.identity import question_hash
-from trl_cppo.row_images import RowImages
-from trl_cppo.view_scoring import ViewScorer
+from trl_cppo.commands.evaluate import CompletionGenerator, evaluate_rows
+from trl_cppo.commands.evaluate.identity import question_hash
+from trl_cppo.commands.prepare import prepare
+from trl_cppo.commands.prepare.images import MIN_SIDE, usable_bytes
+from trl_cppo.commands.view_scoring import ViewScorer
+from trl_cppo.run.card import CardExample
+from trl_cppo.run.rows.checks import LocatedRows
+from trl_cppo.run.rows.images import RowImages
 
 LIMIT = 56 * 56
 SIZES = [(112, 84), (56, 56), (300, 70), (40, 30)]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_cppo.losses import contrastive_perception_loss, masked_mean, perception_token_mask, token_divergence
+from trl_cppo.method.losses import contrastive_perception_loss, masked_mean, perception_token_mask, token_divergence
 
 
 def mask_by_loop(entropies, removed, mask, ratio, score, min_shift):

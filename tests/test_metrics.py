@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import cpl_logged, generation_batch, logged, make_rows, make_trainer, told
 
-from trl_cppo.metrics import WindowSums, cpl_metrics
+from trl_cppo.method.metrics import WindowSums, cpl_metrics
 
 NAMES = {f"cpl/{name}" for name in (
     "loss", "gated_ratio", "perception_ratio", "entropy_shift", "divergence_preserved", "divergence_removed",
@@ -106,9 +106,9 @@ def test_the_exact_kl_goes_where_the_head_is(tmp_path):
     """With `device_map="auto"` the head may be on another device than the batch. Fake tensors stand in for two GPUs."""
     from torch._subclasses import FakeTensorMode
 
-    from trl_cppo import fused_head as module
-    from trl_cppo.objective import Objective
-    from trl_cppo.scoring_request import ScoringRequest
+    from trl_cppo.method.objective import Objective
+    from trl_cppo.method.request import ScoringRequest
+    from trl_cppo.scoring import head as module
 
     trainer = make_trainer(tmp_path, cpl_divergence="kl")
     seen = []

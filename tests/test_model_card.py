@@ -23,10 +23,10 @@ from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
 from trl_cppo import digits, get_view
-from trl_cppo.card import CardExample
-from trl_cppo.card.markdown import escape
-from trl_cppo.card.results import _RESULTS, add_evaluation
-from trl_cppo.card.sources import find_base_model
+from trl_cppo.run.card import CardExample
+from trl_cppo.run.card.markdown import escape
+from trl_cppo.run.card.results import _RESULTS, add_evaluation
+from trl_cppo.run.card.sources import find_base_model
 
 EVALUATION = {
     "model": "cppo-digits", "dataset": "someone/questions", "split": "test", "num_questions": 200, "reward": "sum_reward",

@@ -29,7 +29,7 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path):
     [wheel], [sdist] = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
     package = [path for path in (ROOT / "trl_cppo").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     modules = {str(path.relative_to(ROOT)) for path in package}
-    assert "trl_cppo/card/templates/model_card.md" in modules
+    assert "trl_cppo/run/card/templates/model_card.md" in modules
     in_wheel = zipfile.ZipFile(wheel).namelist()
     assert {name for name in in_wheel if ".dist-info/" not in name} == modules
     assert any(name.endswith("/LICENSE") for name in in_wheel)

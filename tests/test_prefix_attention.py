@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from trl_cppo.packing import plan_packing
-from trl_cppo.prefix_attention import ATTENTION, lengths_as_mask, packed_attention
+from trl_cppo.scoring.attention import ATTENTION, lengths_as_mask, packed_attention
+from trl_cppo.scoring.packing import plan_packing
 
 MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True)
 LENGTHS = st.lists(

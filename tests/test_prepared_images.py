@@ -13,10 +13,10 @@ from PIL import ImageOps
 from tiny_models import FAMILIES, build
 from transformers import AutoProcessor
 
-from trl_cppo.data import images, prepare, rows
-from trl_cppo.families import rgb_reader
-from trl_cppo.image_size import limited_size
-from trl_cppo.views import to_rgb
+from trl_cppo.commands.prepare import images, prepare, rows
+from trl_cppo.method.image_size import limited_size
+from trl_cppo.method.views import to_rgb
+from trl_cppo.scoring.families import rgb_reader
 
 ORIENTATION = 0x0112
 SIZES = {"small": (40, 14), "large": (60, 42)}

@@ -11,10 +11,10 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 from datasets.features import Json
 from tiny_models import FAMILIES, build
 
-from trl_cppo.dataset_checks import LocatedRows, check_dataset, find_row_fault
-from trl_cppo.evaluation.generation import CompletionGenerator
-from trl_cppo.families import placeholder_texts
-from trl_cppo.prompt_checks import check_prompts, has_image_in_a_prompt, prompt_fault
+from trl_cppo.commands.evaluate.generation import CompletionGenerator
+from trl_cppo.run.rows.checks import LocatedRows, check_dataset, find_row_fault
+from trl_cppo.run.rows.prompts import check_prompts, has_image_in_a_prompt, prompt_fault
+from trl_cppo.scoring.families import placeholder_texts
 
 BAD = 5  # the row at fault
 MESSAGE = {"role": Value("string"), "content": Value("string")}
@@ -232,7 +232,7 @@ def test_memory_and_device_errors_decode_no_image_again(tmp_path, monkeypatch, e
         raise error
 
     trainer = make_trainer(tmp_path)
-    monkeypatch.setattr("trl_cppo.upstream.find_row_fault", no_look)
+    monkeypatch.setattr("trl_cppo.run.upstream.find_row_fault", no_look)
     monkeypatch.setattr(trainer, "_generate_single_turn", fail)
     with pytest.raises(type(error)) as raised:
         trainer.train()
@@ -244,7 +244,7 @@ def test_a_rewards_error_decodes_no_image_again(tmp_path, monkeypatch, error):
     def reward(**kwargs):
         raise error
 
-    monkeypatch.setattr("trl_cppo.upstream.find_row_fault", no_look)
+    monkeypatch.setattr("trl_cppo.run.upstream.find_row_fault", no_look)
     with pytest.raises(type(error)) as raised:
         make_trainer(tmp_path, reward_funcs=reward).train()
     assert raised.value is error

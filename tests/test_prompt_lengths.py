@@ -13,10 +13,10 @@ from conftest import generation_batch, make_rows, make_trainer, picture
 from datasets import Dataset, Features, Image, List, Value
 from tiny_models import FAMILIES
 
-from trl_cppo import prompt_lengths
+from trl_cppo.run.rows import lengths as prompt_lengths
 
 SIZES = [(56, 56), (84, 56), (300, 70), (40, 30)]
-NAME = "trl_cppo.prompt_lengths"
+NAME = "trl_cppo.run.rows.lengths"
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from transformers import Qwen2VLImageProcessor
 from trl import get_peft_config
 
 from trl_cppo import CPPOConfig
-from trl_cppo.image_size import limited_size
-from trl_cppo.loading import load_rewards
+from trl_cppo.commands.loading import load_rewards
+from trl_cppo.method.image_size import limited_size
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted((EXAMPLES / "configs").glob("*.yaml"))

@@ -13,10 +13,10 @@ from tiny_models import build
 from transformers import AutoModelForImageTextToText
 
 from trl_cppo import score_views
-from trl_cppo.losses import token_divergence
-from trl_cppo.report.summary import summarize
-from trl_cppo.view_scoring import ViewScorer
-from trl_cppo.views import get_view, register_view
+from trl_cppo.commands.report.summary import summarize
+from trl_cppo.commands.view_scoring import ViewScorer
+from trl_cppo.method.losses import token_divergence
+from trl_cppo.method.views import get_view, register_view
 
 
 @register_view("report_test_blank")

@@ -7,7 +7,6 @@ import io
 import json
 import random
 import re
-import sys
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -17,14 +16,14 @@ from PIL import Image as PILImage
 
 from benchmarks.lib.report_rows import make_row, make_scores, make_views
 from trl_cppo import CPPOConfig, digits
-from trl_cppo.evaluation.records import Records
-from trl_cppo.loading import load_split
-from trl_cppo.report.__main__ import main
-from trl_cppo.report.completions import prompt_text, read_completions
-from trl_cppo.report.page import Settings, _safe_json, data_uri, render, visible
-from trl_cppo.report.summary import LEVELS, level, overlap, summarize
-from trl_cppo.token_text import TokenText
-from trl_cppo.view_scoring import Rollout
+from trl_cppo.__main__ import main
+from trl_cppo.commands.evaluate.records import Records
+from trl_cppo.commands.loading import load_split
+from trl_cppo.commands.report.completions import prompt_text, read_completions
+from trl_cppo.commands.report.page import Settings, _safe_json, data_uri, render, visible
+from trl_cppo.commands.report.summary import LEVELS, level, overlap, summarize
+from trl_cppo.commands.view_scoring import Rollout
+from trl_cppo.run.token_text import TokenText
 
 # Completions from elsewhere ------------------------------------------------------------------------------------------
 
@@ -219,9 +218,8 @@ def test_images_are_bounded_and_small_ones_exact():
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
-    main()
+def run(*arguments):
+    main(["report", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -233,7 +231,7 @@ def canvases(tmp_path):
 
 def test_the_command_on_the_embedded_task(monkeypatch, tmp_path, capsys, warm_model):
     output = tmp_path / "report.html"
-    run(monkeypatch, "--model", warm_model, "--num_rows", 3, "--max_completion_length", 28, "--output", output)
+    run("--model", warm_model, "--num_rows", 3, "--max_completion_length", 28, "--output", output)
     page = output.read_text(encoding="utf-8")
     assert "Open it in a browser" in capsys.readouterr().out
     assert page.count("<article") == 3 and page.count("data:image/png") == 9 and "sum_reward" in page
@@ -244,7 +242,7 @@ def test_equal_runs_give_equal_pages_and_a_model_equals_itself(monkeypatch, tmp_
     common = ["--model", warm_model, "--dataset", canvases, "--split", "train", "--output", output]
     pages = []
     for extra in ([], [], ["--compare", warm_model], ["--reward_funcs", "trl_cppo.digits.sum_reward"]):
-        run(monkeypatch, *common, "--max_completion_length", 28, *extra)
+        run(*common, "--max_completion_length", 28, *extra)
         pages.append(output.read_text(encoding="utf-8"))
     assert pages[0] == pages[1] and "sum_reward" not in pages[0] and "sum_reward" in pages[3]
     assert "The same completions" in pages[2] and '<td colspan="3">100.0 %</td>' in pages[2]
@@ -255,7 +253,7 @@ def test_given_completions_are_scored_on_their_rows(monkeypatch, tmp_path, canva
     lines = [{"row": row, "completion": f"see{row}", "my_reward": row / 4, "advantage": -1.5} for row in (2, 0, 2)]
     file.write_text("\n".join(map(json.dumps, lines)))
     common = ["--model", warm_model, "--dataset", canvases, "--split", "train", "--output", output]
-    run(monkeypatch, *common, "--completions", file, "--batch_size", 2)
+    run(*common, "--completions", file, "--batch_size", 2)
     page = output.read_text(encoding="utf-8")
     pattern = r"<h3[^>]*>Row (\d)</h3>.*?my_reward <b>(.*?)</b>.*?advantage <b>(.*?)</b>.*?data-row=[^>]*>(.*?)</div>"
     assert re.findall(pattern, page, re.DOTALL) == [
@@ -279,6 +277,6 @@ def test_given_completions_are_scored_on_their_rows(monkeypatch, tmp_path, canva
 )
 def test_errors_are_one_line(monkeypatch, tmp_path, canvases, warm_model, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f"trl_cppo.report: error: {message}") as error:
-        run(monkeypatch, "--model", warm_model, "--dataset", canvases, "--split", "train", *arguments)
+    with pytest.raises(SystemExit, match=f"trl_cppo report: error: {message}") as error:
+        run("--model", warm_model, "--dataset", canvases, "--split", "train", *arguments)
     assert "\n" not in str(error.value)

@@ -19,10 +19,10 @@ from report_screen import (
 )
 
 from benchmarks.lib.report_rows import make_row, make_views
-from trl_cppo.report.page import Settings, render
-from trl_cppo.scoring_request import ViewPair
-from trl_cppo.token_text import TokenText
-from trl_cppo.view_scoring import NamedViews, TokenScores
+from trl_cppo.commands.report.page import Settings, render
+from trl_cppo.commands.view_scoring import NamedViews, TokenScores
+from trl_cppo.method.request import ViewPair
+from trl_cppo.run.token_text import TokenText
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

@@ -18,7 +18,7 @@ from tiny_models import build
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from trl_cppo.upstream import RepairedGRPOTrainer
+from trl_cppo.run.upstream import RepairedGRPOTrainer
 
 COUNTS = [1, 2] * 8  # images a row; six steps of two prompts stay within the first epoch
 # Micro-batches of one prompt's four rollouts: two a step; the second setting reuses each generation batch for two steps.

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import accuracy_reward
 
-from trl_cppo.grading import answers_match, final_answer, last_boxed
-from trl_cppo.grading_client import GRADER
-from trl_cppo.loading import load_rewards
+from trl_cppo.commands.loading import load_rewards
 from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
+from trl_cppo.rewards.client import GRADER
+from trl_cppo.rewards.grading import answers_match, final_answer, last_boxed
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 1_000_000

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from conftest import logged, make_config, make_trainer
 
-from trl_cppo.sampler_check import DIFFERENCE, SamplerCheck, SamplerMismatchError, reshaping_settings
+from trl_cppo.run.sampler_check import DIFFERENCE, SamplerCheck, SamplerMismatchError, reshaping_settings
 
 SETTINGS = {
     "top_p": 0.9, "top_k": 50, "min_p": 0.1, "repetition_penalty": 1.1, "vllm_structured_outputs_regex": "[0-9]+",
@@ -51,7 +51,7 @@ def test_worlds_apart_stop_at_the_first_micro_batch_and_later_when_it_logs(tmp_p
 @pytest.mark.parametrize(("difference", "warnings"), [(0.05, 0), (0.1, 1)])
 def test_below_the_limit_it_warns(tmp_path, difference, warnings, monkeypatch):
     seen = []
-    monkeypatch.setattr("trl_cppo.sampler_check.logger.warning_once", seen.append)
+    monkeypatch.setattr("trl_cppo.run.sampler_check.logger.warning_once", seen.append)
     make_check(tmp_path).note(*tokens(difference))
     assert len(seen) == warnings
 
@@ -59,7 +59,7 @@ def test_below_the_limit_it_warns(tmp_path, difference, warnings, monkeypatch):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_where_vllm_samples_from_another_distribution_by_intent_it_warns(tmp_path, name, monkeypatch):
     seen = []
-    monkeypatch.setattr("trl_cppo.sampler_check.logger.warning_once", seen.append)
+    monkeypatch.setattr("trl_cppo.run.sampler_check.logger.warning_once", seen.append)
     check = make_check(tmp_path, **{name: SETTINGS[name]})
     check.note(*tokens(1.0))
     shown = "generation_kwargs['frequency_penalty']" if name == "generation_kwargs" else f"{name}={SETTINGS[name]!r}"

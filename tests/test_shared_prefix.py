@@ -11,8 +11,8 @@ from peft import LoraConfig
 from PIL import Image
 from tiny_models import build
 
-from trl_cppo.families import FAMILIES
-from trl_cppo.shared_prefix import MIN_TOKENS_SAVED, TOKEN_RATIO
+from trl_cppo.scoring.families import FAMILIES
+from trl_cppo.scoring.shared_prefix import MIN_TOKENS_SAVED, TOKEN_RATIO
 
 # Float32; measured over all cases of this file: 1.5e-6 and, relative to the largest gradient of the model, 4e-6.
 SCORES = 1e-5

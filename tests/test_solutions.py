@@ -5,9 +5,9 @@
 import pytest
 from datasets import Dataset
 
-from trl_cppo.dataset_checks import check_solutions
-from trl_cppo.grading import answers_match, check_solution, final_answer, without_lead_in
 from trl_cppo.rewards import boxed_accuracy_reward
+from trl_cppo.rewards.grading import answers_match, check_solution, final_answer, without_lead_in
+from trl_cppo.run.rows.checks import check_solutions
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from conftest import CPPOConfig, generation_batch, logged, make_rows, make_train
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_cppo.regrouping import regrouped, window_size
-from trl_cppo.shared_prefix import TOKEN_RATIO
+from trl_cppo.scoring.regrouping import regrouped, window_size
+from trl_cppo.scoring.shared_prefix import TOKEN_RATIO
 
 LONG = [{"role": "user", "content": "sum? " * 30}]
 

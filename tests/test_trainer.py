@@ -21,7 +21,7 @@ from conftest import (
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.losses import at_least_float32
+from trl_cppo.method.losses import at_least_float32
 
 
 class ForwardCounter:
@@ -48,7 +48,7 @@ def loss_and_gradients(trainer, batch):
 # λ = 0 is GRPO ------------------------------------------------------------------------------------------------------
 
 
-# Where one generation batch mixes text-only rows with images, GRPOTrainer itself fails (see trl_cppo/upstream.py), so
+# Where one generation batch mixes text-only rows with images, GRPOTrainer itself fails (see trl_cppo/run/upstream.py), so
 # here the text-only rows come in batches of their own.
 @pytest.mark.parametrize(
     ("counts", "settings"),
@@ -298,7 +298,7 @@ def test_an_empty_selection_is_zero_and_connected(tmp_path, monkeypatch):
     batch = generation_batch(trainer)
     assert batch["num_gated_rows"] > 0
     monkeypatch.setattr(
-        "trl_cppo.objective.perception_token_mask",
+        "trl_cppo.method.objective.perception_token_mask",
         lambda entropies, *args, **kwargs: torch.zeros_like(entropies).bool(),
     )
     parts = []

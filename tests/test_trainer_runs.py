@@ -116,7 +116,7 @@ def test_suppression_can_be_turned_off(tmp_path):
 
 
 def test_without_vllm_the_error_names_the_installation_that_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr("trl_cppo.upstream.is_vllm_available", lambda: False)
+    monkeypatch.setattr("trl_cppo.run.upstream.is_vllm_available", lambda: False)
     with pytest.raises(ImportError, match=r'pip install "trl-cppo\[vllm\]", or set use_vllm=False'):
         make_trainer(tmp_path, use_vllm=True)
 

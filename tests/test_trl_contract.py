@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What CPPOTrainer relies on in TRL's private parts: `trl_cppo/trl_contract.py`, and what only a run can tell."""
+"""What CPPOTrainer relies on in TRL's private parts: `trl_cppo/run/trl_contract.py`, and what only a run can tell."""
 
 import configparser
 import functools
@@ -23,8 +23,9 @@ from packaging.version import Version
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
-from trl_cppo import CPPOTrainer, trl_contract
-from trl_cppo.trl_contract import ATTRIBUTES, SAMPLING_ATTRIBUTES, VLLM_ATTRIBUTES, find_changes, find_missing
+from trl_cppo import CPPOTrainer
+from trl_cppo.run import trl_contract
+from trl_cppo.run.trl_contract import ATTRIBUTES, SAMPLING_ATTRIBUTES, VLLM_ATTRIBUTES, find_changes, find_missing
 
 ROOT = Path(__file__).parents[1]
 FITTING = 'pip install "trl>=1.15,<1.17"'
@@ -65,7 +66,7 @@ def test_the_tested_range_is_that_of_the_package():
 def test_the_contract_names_every_attribute_that_we_read():
     set_by_trl = set(re.findall(r"self\.(\w+)(?:: [^=\n]+)? = ", inspect.getsource(GRPOTrainer.__init__)))
     modules = {sys.modules[cls.__module__] for cls in CPPOTrainer.__mro__ if cls.__module__.startswith("trl_cppo")}
-    modules.add(sys.modules["trl_cppo.view_scoring"])
+    modules.add(sys.modules["trl_cppo.commands.view_scoring"])
     read = {
         name
         for module in modules

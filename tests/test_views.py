@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trl_cppo import views
-from trl_cppo.view_maker import ViewMaker
-from trl_cppo.views import apply_view, choose_view, get_view, register_view, to_rgb
+from trl_cppo.method import views
+from trl_cppo.method.view_maker import ViewMaker
+from trl_cppo.method.views import apply_view, choose_view, get_view, register_view, to_rgb
 
 PRESERVING = ["color_jitter", "random_perspective", "random_rotation", "gaussian_blur"]
 REMOVING = ["noise_boxes", "zoom_crop", "black_squares", "patch_blackening"]
@@ -156,7 +156,7 @@ def brighter(image, generator):
 
 
 def test_a_cell_that_is_run_again_replaces_its_view(monkeypatch):
-    monkeypatch.setattr("trl_cppo.views._VIEWS", dict(views._VIEWS))
+    monkeypatch.setattr("trl_cppo.method.views._VIEWS", dict(views._VIEWS))
     notebook = {"register_view": register_view, "__name__": "__main__"}
     for more in (1, 2):
         exec(CELL.format(more=more), notebook)
@@ -170,7 +170,7 @@ def test_a_cell_that_is_run_again_replaces_its_view(monkeypatch):
 
 
 def test_a_callable_object_that_is_made_again_replaces_its_view(monkeypatch):
-    monkeypatch.setattr("trl_cppo.views._VIEWS", dict(views._VIEWS))
+    monkeypatch.setattr("trl_cppo.method.views._VIEWS", dict(views._VIEWS))
 
     class Rotation:
         def __call__(self, image, generator):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, build
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
-from trl_cppo.view_scoring import ViewScorer
-from trl_cppo.weights import WeightsError, load_model, restore
+from trl_cppo.commands.view_scoring import ViewScorer
+from trl_cppo.run.weights import WeightsError, load_model, restore
 
 PROJECTIONS = (
     r".*(language_model|text_model).*\.(q_proj|v_proj)"  # PEFT has no layer for Gemma 4's of the vision tower

@@ -4,14 +4,14 @@
 
 from importlib.metadata import version
 
-from .image_size import limit_pixels
-from .trl_contract import FITTING_TRL
-from .views import get_view, register_view
+from .method.image_size import limit_pixels
+from .method.views import get_view, register_view
+from .run.trl_contract import FITTING_TRL
 
 try:
+    from .commands.view_scoring import score_views
     from .config import CPPOConfig
     from .trainer import CPPOTrainer
-    from .view_scoring import score_views
 except ImportError as error:
     if error.name is not None and error.name.partition(".")[0] == "trl":  # it has not, or no longer, what we import
         error.add_note(FITTING_TRL)

@@ -7,9 +7,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .image_size import check_limits
-from .losses import DIVERGENCES, PERCEPTION_SCORES
-from .views import get_view
+from .method.image_size import check_limits
+from .method.losses import DIVERGENCES, PERCEPTION_SCORES
+from .method.views import get_view
 
 CPL_REDUCTIONS = ("sequence", "token")
 

@@ -21,30 +21,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import prepare_multimodal_messages
 from trl.trainer.utils import get_callable_name, get_config_model_id
 
-from .card import CardExample, CardFacts, Hardware, is_hub_id, write_card
-from .card.saving import WeightsClock, without_peft_card
-from .card.sources import find_base_model, hub_dataset
-from .completions_table import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .config import CPPOConfig
-from .dataset_checks import check_dataset, images_of
-from .families import ViewProcessor, check_image_counts, placeholder_ids, placeholder_texts
-from .fused_head import answering_exact_kl
-from .gate import above_group_mean
-from .metrics import WindowSums, cpl_metrics
-from .objective import Objective
-from .prompt_checks import check_all_prompts
-from .prompt_lengths import report_prompt_lengths
-from .rollout_views import RolloutImages, make_views
-from .row_images import RowImages
-from .sampler_check import DIFFERENCE, SamplerCheck
-from .scoring_arguments import bind_scoring
-from .scoring_request import ScoringRequest, ViewPair
-from .shared_prefix import TOKEN_RATIO, share_prefix
-from .upstream import RepairedGRPOTrainer, decorating
-from .view_batch import append_view_rows, view_keys
-from .view_maker import ViewMaker
-from .views import View, get_view
-from .weights import rounded_by_default
+from .method.gate import above_group_mean
+from .method.metrics import WindowSums, cpl_metrics
+from .method.objective import Objective
+from .method.request import ScoringRequest, ViewPair
+from .method.view_maker import ViewMaker
+from .method.views import View, get_view
+from .run.card import CardExample, CardFacts, Hardware, is_hub_id, write_card
+from .run.card.saving import WeightsClock, without_peft_card
+from .run.card.sources import find_base_model, hub_dataset
+from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
+from .run.rows.checks import check_dataset, images_of
+from .run.rows.images import RowImages
+from .run.rows.lengths import report_prompt_lengths
+from .run.rows.prompts import check_all_prompts
+from .run.rows.views import RolloutImages, make_views
+from .run.sampler_check import DIFFERENCE, SamplerCheck
+from .run.upstream import RepairedGRPOTrainer, decorating
+from .run.weights import rounded_by_default
+from .scoring.arguments import bind_scoring
+from .scoring.families import ViewProcessor, check_image_counts, placeholder_ids, placeholder_texts
+from .scoring.head import answering_exact_kl
+from .scoring.shared_prefix import TOKEN_RATIO, share_prefix
+from .scoring.view_rows import append_view_rows, view_keys
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -74,7 +74,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     ```python
     from trl_cppo import CPPOConfig, CPPOTrainer
-    from trl_cppo.data import prepare
+    from trl_cppo.commands.prepare import prepare
     from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
 
     dataset, _ = prepare("hiyouga/geometry3k", model="Qwen/Qwen2.5-VL-3B-Instruct")  # prompts, images, boxed solutions
@@ -110,7 +110,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             tool results never count in the CPL. A rollout function's rows keep the images of the data set.
 
     Attributes:
-        card_example ([`~trl_cppo.card.CardExample`], *optional*):
+        card_example ([`~trl_cppo.run.card.CardExample`], *optional*):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
@@ -490,7 +490,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """
-        Write `README.md` into the output folder; see [`~trl_cppo.card.write_card`]. TRL calls this at every
+        Write `README.md` into the output folder; see [`~trl_cppo.run.card.write_card`]. TRL calls this at every
         checkpoint and before every upload. What fails raises, but for a checkpoint, which is saved without its card then.
         """
         with decorating("the model card") if self._saving else nullcontext():

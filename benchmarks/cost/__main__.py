@@ -29,8 +29,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.card.markdown import table
 from trl_cppo.digits.model import seeded_cpu
+from trl_cppo.run.card.markdown import table
 
 from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
 from ..lib.counting import count, score_views_apart, versions

@@ -11,8 +11,8 @@ import json
 import random
 from pathlib import Path
 
-from trl_cppo.grading_client import GRADER
 from trl_cppo.rewards import boxed_accuracy_reward
+from trl_cppo.rewards.client import GRADER
 
 from ..lib.turns import seconds
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/shared_prefix.py was chosen from.
+Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/scoring/shared_prefix.py was chosen from.
 
     OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead          # a table, and benchmarks/results/prefix_overhead.json
     OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead --tables # the table from that file
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trl_cppo.card.markdown import table
+from trl_cppo.run.card.markdown import table
 
 from ..lib.command import BenchmarkParser, run_and_print, write_json
 from ..lib.counting import versions

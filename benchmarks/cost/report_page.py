@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from trl_cppo.report.page import Settings, render
+from trl_cppo.commands.report.page import Settings, render
 
 from ..lib.report_rows import make_row
 

@@ -4,7 +4,7 @@
 
 from typing import Any
 
-from trl_cppo.card.markdown import table
+from trl_cppo.run.card.markdown import table
 
 TITLES = {"qwen2_5_vl_3b": "3B", "qwen2_5_vl_7b": "7B"}
 # Bytes a parameter as DeepSpeed trains in bf16: weight and gradient, and Adam's float32 copy and two moments.

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
-from trl_cppo import views
-from trl_cppo.losses import perception_token_mask, token_divergence, token_scores
+from trl_cppo.method import views
+from trl_cppo.method.losses import perception_token_mask, token_divergence, token_scores
 
 from ..lib.digits_lab import entropy
 

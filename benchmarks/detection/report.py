@@ -5,7 +5,7 @@
 from pathlib import Path
 from typing import Any
 
-from trl_cppo.card.markdown import table
+from trl_cppo.run.card.markdown import table
 
 from ..lib import pictures
 from . import measures

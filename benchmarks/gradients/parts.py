@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from trl_cppo import CPPOTrainer
-from trl_cppo.fused_head import observed_head
-from trl_cppo.losses import divergence_contrast, masked_mean, squared_gradients, token_divergence
-from trl_cppo.scoring_request import split_scores
+from trl_cppo.method.losses import divergence_contrast, masked_mean, squared_gradients, token_divergence
+from trl_cppo.method.request import split_scores
+from trl_cppo.scoring.head import observed_head
 
 from ..lib import digits_lab as lab
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from trl_cppo import CPPOTrainer
-from trl_cppo.losses import masked_mean, token_divergence
-from trl_cppo.objective import Objective
-from trl_cppo.scoring_request import split_scores
+from trl_cppo.method.losses import masked_mean, token_divergence
+from trl_cppo.method.objective import Objective
+from trl_cppo.method.request import split_scores
 
 
 @dataclass(frozen=True)

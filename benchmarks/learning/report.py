@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_cppo.card.markdown import table
+from trl_cppo.run.card.markdown import table
 
 from ..lib import digits_lab as lab
 from ..lib import pictures

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from trl_cppo import digits
-from trl_cppo.views import get_view
+from trl_cppo.method.views import get_view
 
 from ..lib import digits_lab as lab
 from ..lib.command import read_json, write_json

@@ -22,7 +22,7 @@ import torch
 from transformers import TrainerCallback
 
 from trl_cppo import CPPOTrainer
-from trl_cppo.card.markdown import table
+from trl_cppo.run.card.markdown import table
 
 from ..lib import digits_lab as lab
 from ..lib.command import read_json, write_json

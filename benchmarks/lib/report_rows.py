@@ -6,10 +6,10 @@ import random
 
 from PIL import Image
 
-from trl_cppo.report.page import Row
-from trl_cppo.scoring_request import ViewPair
-from trl_cppo.token_text import TokenText
-from trl_cppo.view_scoring import NamedViews, Rollout, TokenScores
+from trl_cppo.commands.report.page import Row
+from trl_cppo.commands.view_scoring import NamedViews, Rollout, TokenScores
+from trl_cppo.method.request import ViewPair
+from trl_cppo.run.token_text import TokenText
 
 WORDS = [" the", " angle", " 42", ",", "\n", " A", "BC", " is", "\u9f8d", " x", "=", "7", " triangle", "."]
 

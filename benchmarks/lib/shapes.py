@@ -21,8 +21,9 @@ from datasets import Dataset
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits, shared_prefix
-from trl_cppo.scoring_request import ViewPair
+from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.method.request import ViewPair
+from trl_cppo.scoring import shared_prefix
 
 from .counting import Counts, count, score_views_apart
 from .meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu

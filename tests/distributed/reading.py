@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from worker import Run, check_backend, forget_backend, make_trainer, whole_weights
 
 from trl_cppo import CPPOTrainer
-from trl_cppo.weights import load_model
+from trl_cppo.run.weights import load_model
 
 STEP = 1  # of the checkpoint that is read; the run goes on to a third step
 

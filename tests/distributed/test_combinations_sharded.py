@@ -14,7 +14,7 @@ import pytest
 from combinations import SHARED, assert_same_logs, cover, row_id
 from launching import LIMIT, Launches
 
-from trl_cppo.shared_prefix import TOKEN_RATIO
+from trl_cppo.scoring.shared_prefix import TOKEN_RATIO
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * LIMIT)]
 BACKENDS = ["zero2", "zero3", "zero1", "fsdp2", "ddp"]

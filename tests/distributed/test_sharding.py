@@ -9,7 +9,7 @@ import pytest
 import torch
 from launching import LIMIT, Launches
 
-from trl_cppo.shared_prefix import TOKEN_RATIO
+from trl_cppo.scoring.shared_prefix import TOKEN_RATIO
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * LIMIT)]
 

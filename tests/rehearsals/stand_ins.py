@@ -23,7 +23,7 @@ from layouts import layout_names, write_layout
 from tiny_models import build
 
 from trl_cppo import digits
-from trl_cppo.data import PROMPT_SUFFIX
+from trl_cppo.commands.prepare import PROMPT_SUFFIX
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
@@ -36,7 +36,7 @@ FLAGS = {  # by what a command starts
         "--eval_canvases", "8", *LENGTH,
     ],
     "examples/evaluate.py": ["--num_rows", "4", *LENGTH],
-    "trl_cppo.report": ["--num_rows", "2", *LENGTH],
+    "trl_cppo": ["--num_rows", "2", *LENGTH],
     "examples/prepare_dataset.py": [],
 }  # fmt: skip
 HAS_VLLM = importlib.util.find_spec("vllm") is not None

@@ -24,9 +24,10 @@ import torch
 from tiny_models import build
 from trl.generation.vllm_generation import VLLMGeneration
 
-from trl_cppo import digits, upstream_vllm
+from trl_cppo import digits
 from trl_cppo.digits import pretraining
-from trl_cppo.upstream_vllm import RepairedVLLMGeneration
+from trl_cppo.run import upstream_vllm
+from trl_cppo.run.upstream_vllm import RepairedVLLMGeneration
 
 CANVASES, ROLLOUTS = 16, 512
 

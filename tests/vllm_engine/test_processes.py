@@ -11,7 +11,7 @@ import engine  # noqa: F401  (skips this file where vLLM is not installed)
 import pytest
 from transformers import TrainerState
 
-from trl_cppo.sampler_check import DIFFERENCE
+from trl_cppo.run.sampler_check import DIFFERENCE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

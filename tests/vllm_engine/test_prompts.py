@@ -9,7 +9,7 @@ from engine import MIXED, SIZES, change_weights, differences, generate, make_vll
 from safetensors.torch import load_file
 from tiny_models import FAMILIES, build
 
-from trl_cppo import families
+from trl_cppo.scoring import families
 
 pytestmark = pytest.mark.vllm
 
@@ -23,7 +23,7 @@ COUNTS = {"one": [1] * 4, "several": [2, 3, 2, 2], "mixed": MIXED, "none": [0] *
 
 @pytest.fixture
 def unrefused(monkeypatch):
-    monkeypatch.setattr("trl_cppo.upstream_vllm.vllm_obstacle", lambda *args: None)
+    monkeypatch.setattr("trl_cppo.run.upstream_vllm.vllm_obstacle", lambda *args: None)
 
 
 def prompts_seen(trainer, monkeypatch):
@@ -124,7 +124,7 @@ def test_on_other_devices_it_is_said_that_a_family_was_not_checked(
     family, tmp_path, vllm_models, monkeypatch, unrefused
 ):
     said = []
-    monkeypatch.setattr("trl_cppo.upstream_vllm.logger.warning", said.append)
+    monkeypatch.setattr("trl_cppo.run.upstream_vllm.logger.warning", said.append)
     make_vllm_trainer(tmp_path, vllm_models(family), family)
     assert (
         f"vLLM was not checked on GPUs for {family}, and on CPUs it is not right: {families.FAMILIES[family].no_vllm_on_cpus}."

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from tiny_models import build
 from trl.generation.vllm_generation import VLLMGeneration
 
-from trl_cppo.sampler_check import DIFFERENCE, SamplerMismatchError
-from trl_cppo.upstream_vllm import RepairedVLLMGeneration
+from trl_cppo.run.sampler_check import DIFFERENCE, SamplerMismatchError
+from trl_cppo.run.upstream_vllm import RepairedVLLMGeneration
 
 pytestmark = pytest.mark.vllm
 
@@ -208,7 +208,7 @@ def test_a_photo_under_the_limit_makes_the_same_tokens_in_vllm(tmp_path, vllm_mo
 
 
 def test_prompts_that_vllm_would_expand_again_stop_at_once(tmp_path, vllm_models, monkeypatch):
-    monkeypatch.setattr("trl_cppo.upstream_vllm.keep_expanded_prompts", lambda mm_processor: None)
+    monkeypatch.setattr("trl_cppo.run.upstream_vllm.keep_expanded_prompts", lambda mm_processor: None)
     for correction in (True, False):
         trainer = make_vllm_trainer(
             tmp_path, vllm_models("qwen2_5_vl"), vllm_importance_sampling_correction=correction,
@@ -220,7 +220,7 @@ def test_prompts_that_vllm_would_expand_again_stop_at_once(tmp_path, vllm_models
 
 
 def test_a_few_wrong_prompts_among_many_right_ones_stop_at_once(tmp_path, vllm_models, monkeypatch):
-    monkeypatch.setattr("trl_cppo.upstream_vllm.keep_expanded_prompts", lambda mm_processor: None)
+    monkeypatch.setattr("trl_cppo.run.upstream_vllm.keep_expanded_prompts", lambda mm_processor: None)
     trainer = make_vllm_trainer(
         tmp_path, vllm_models("qwen2_5_vl"), dataset=make_rows([1] + [0] * 15, SIZES), vllm_max_model_length=517,
         per_device_train_batch_size=32, generation_kwargs={"seed": 1},
@@ -254,7 +254,7 @@ def test_the_best_checkpoint_s_weights_are_pushed(tmp_path, vllm_models, monkeyp
         change_weights(trainer)
         trainer.state.global_step -= 1
 
-    monkeypatch.setattr("trl_cppo.upstream.restore", load)
+    monkeypatch.setattr("trl_cppo.run.upstream.restore", load)
     trainer = make_vllm_trainer(tmp_path, vllm_models("qwen2_5_vl"))
     generate(trainer)
     trainer._load_best_model()

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations import deepspeed as hf_deepspeed
 
-from ..views import apply_view, choose_view, get_view
+from ..method.views import apply_view, choose_view, get_view
 from .model import MERGE, PATCH, build_model, build_processor, seeded_cpu
 from .task import CELL, PROMPT, draw_canvas, response
 
@@ -39,7 +39,7 @@ DEGRADED_SHARE = 0.1
 DEGRADATIONS = ("noise_boxes", "zoom_crop")
 
 _MANIFEST = "warm_start.json"
-_CODE = ("digits/task.py", "digits/model.py", "digits/pretraining.py", "views.py")
+_CODE = ("digits/task.py", "digits/model.py", "digits/pretraining.py", "method/views.py")
 _RESULT_DEPENDS_ON = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "Pillow", "scikit-learn")
 
 

@@ -1,0 +1,224 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets and rewards by the names that a user types, with errors of one line that say what to do."""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+from trl.rewards import accuracy_reward
+
+from ..rewards import boxed_accuracy_reward, think_boxed_format_reward
+from ..run.rows.checks import check_dataset, check_solutions
+
+DIGITS = "digits"  # the name of the embedded data set
+# What make_dataset takes; 42 is the default seed of a run, which trains on these canvases.
+_DIGITS_SPLITS = {"train": ("rl", 4000, 42), "test": ("held_out", 2000, 1)}
+DEFAULT_REWARDS = {
+    "boxed_accuracy_reward": (boxed_accuracy_reward, 0.9),
+    "think_boxed_format_reward": (think_boxed_format_reward, 0.1),
+}
+MATH_REWARDS = {"boxed_accuracy_reward": boxed_accuracy_reward, "accuracy_reward": accuracy_reward}  # need `solution`
+KNOWN_REWARDS = {**MATH_REWARDS, "think_boxed_format_reward": think_boxed_format_reward}
+
+
+def stop(program: str, error: Exception) -> NoReturn:
+    """
+    End a command with its error on one line, whichever library it comes from.
+
+    Launchers print a page of their own behind it. That of torchrun, which `accelerate launch` uses for several processes,
+    ends with what it finds in an error file: the line again.
+    """
+    line = f"{program}: error: {' '.join(str(error).split())}"
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        Path(error_file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    elif os.environ.get("ACCELERATE_MIXED_PRECISION"):  # which `accelerate launch` sets
+        line += "\n(A traceback behind this line is accelerate's own and says no more: `accelerate launch --quiet` leaves it out.)"
+    sys.exit(line)
+
+
+def leave(processes: int, device: str) -> None:
+    """
+    End a command that went well, after its process group. Does nothing but on several CPU processes: gloo's threads may
+    abort an interpreter that winds up ("terminate called without an active exception"; once in some forty runs), and the
+    launcher would report a failure.
+    """
+    if processes > 1 and device == "cpu":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def check_folder(flag: str, path: str | None) -> None:
+    """
+    Refuse what reads like a path but is none; a Hub id has no dot or slash in front.
+
+    Raises:
+        `FileNotFoundError`: naming the flag.
+    """
+    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise FileNotFoundError(f"{flag}: there is no folder {path}.")
+
+
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:
+    """
+    The splits of a data set.
+
+    Args:
+        name (`str`): a Hub id, a local folder of data files, a folder that `save_to_disk` wrote, or `"digits"`: the
+            embedded task, with 4,000 canvases in `train` and 2,000 of other handwriting in `test`.
+        config (`str`, *optional*): the Hub data set's configuration.
+        streaming (`bool`, *optional*, defaults to `False`): read it as a stream.
+
+    Raises:
+        `ValueError`: if it cannot be loaded.
+    """
+    if name == DIGITS:
+        return {split: _digits(split) for split in _DIGITS_SPLITS}
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            dataset = load_from_disk(name)
+            return dataset if isinstance(dataset, DatasetDict) else {"train": dataset}
+        return load_dataset(name, name=config, streaming=streaming)
+    except (ValueError, IndexError, DatasetGenerationError) as error:  # no rows; ViRL39K's images.zip, taken for data
+        raise ValueError(
+            f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
+            "in an archive must be prepared: examples/prepare_dataset.py."
+        ) from error
+
+
+def _digits(split: str) -> Dataset:
+    from .. import digits
+
+    return digits.make_dataset(*_DIGITS_SPLITS[split])
+
+
+def load_split(
+    name: str,
+    split: str,
+    required: tuple[str, ...] = ("prompt",),
+    config: str | None = None,
+    streaming: bool = False,
+    graded: bool = True,
+) -> Dataset | IterableDataset:
+    """
+    One split of what [`load_splits`] loads, its columns checked.
+
+    Args:
+        name, config, streaming: as for [`load_splits`].
+        split (`str`): which one.
+        required (`tuple[str, ...]`): the columns that must exist.
+        graded (`bool`, *optional*, defaults to `True`): whether `boxed_accuracy_reward` grades by a required `solution`;
+            then each is looked at, unless in a stream. Other rewards may take solutions of other kinds.
+
+    Raises:
+        `ValueError`: if there is no such split, no row, no required column or no image, or a solution cannot be graded.
+    """
+    if name == DIGITS and split in _DIGITS_SPLITS:  # drawing the other one too would take seconds
+        return _digits(split)
+    splits = load_splits(name, config, streaming)
+    if split not in splits:
+        raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")
+    check_dataset(splits[split], f"{name} ({split})", required, source=name)
+    if graded and "solution" in required:
+        check_solutions(splits[split], f"{name} ({split})")
+    return splits[split]
+
+
+class RewardCountError(ValueError):
+    """A reward returned another number of values than there are completions."""
+
+
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """
+    While this is open, modules of a folder can be imported, before all others.
+
+    Not longer: on the path for good, its `datasets.py` or `utils.py` would stand before the libraries' own in every import
+    that these put off. Hence not only around the import of a reward but again around each call: a reward may put off its
+    imports as well, and knows the folder that its file lies in.
+    """
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)  # the first, which is ours: whoever imports in between may have added it too
+
+
+def _import_reward(name: str) -> Callable[..., Any]:
+    """The reward of a dotted import path, from the working folder or what is installed."""
+    folder = str(Path.cwd())  # the run may leave it
+    module, attribute = name.rsplit(".", 1)
+    with _importable(folder):
+        reward = getattr(importlib.import_module(module), attribute)
+    return _awaited(reward, folder) if inspect.iscoroutinefunction(reward) else _counted(reward, folder)
+
+
+def _awaited(reward: Callable[..., Any], folder: str) -> Callable[..., Any]:
+    @functools.wraps(reward)
+    async def awaited(**kwargs: Any) -> list[float | None]:
+        with _importable(folder):
+            return await reward(**kwargs)
+
+    return awaited
+
+
+def _counted(reward: Callable[..., list[float | None]], folder: str) -> Callable[..., list[float | None]]:
+    """The reward, with its values counted: TRL's own error would come with a page of traceback."""
+
+    @functools.wraps(reward)
+    def counted(completions: list[Any], **kwargs: Any) -> list[float | None]:
+        with _importable(folder):
+            values = reward(completions=completions, **kwargs)
+        if len(values) != len(completions):
+            raise RewardCountError(
+                f"the reward {reward.__name__} returned {len(values)} values for {len(completions)} completions. "
+                "Return one value a completion, None where it cannot be scored."
+            )
+        return values
+
+    return counted
+
+
+def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] | None]:
+    """
+    Reward functions by their names.
+
+    Args:
+        names (`list[str]`, *optional*): a known name or a dotted import path each; the working folder can be imported
+            from. `None`: the authors' mixture.
+
+    Returns:
+        `tuple[list[Callable], list[float] | None]`: the functions, and the mixture's weights or `None`.
+
+    Raises:
+        `ValueError`, `ImportError`, `AttributeError`: for a name that leads nowhere, or if math-verify is missing.
+    """
+    missing = importlib.util.find_spec("math_verify") is None
+    for name in (DEFAULT_REWARDS if names is None else names) if missing else ():
+        if name in MATH_REWARDS:
+            raise ImportError(f'{name} needs math-verify: pip install "trl-cppo[math]", or choose another reward.')
+    if names is None:
+        functions, weights = zip(*DEFAULT_REWARDS.values(), strict=True)
+        return list(functions), list(weights)
+    functions = []
+    for name in names:
+        if name in KNOWN_REWARDS:
+            functions.append(KNOWN_REWARDS[name])
+        elif "." in name:
+            functions.append(_import_reward(name))
+        else:
+            raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(KNOWN_REWARDS)}, or a dotted import path.")
+    return functions, None

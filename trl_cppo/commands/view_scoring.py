@@ -1,0 +1,276 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""What a model says of completions behind an image and behind its views, by the trainer's own code.
+
+Shapes: `B` rows of a batch, `N` of them with an image, `T` completion tokens.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+from trl.trainer.utils import get_callable_name
+
+from ..config import CPPOConfig
+from ..method.losses import token_scores
+from ..method.request import ScoringRequest, ViewPair, split_scores
+from ..method.view_maker import ViewMaker
+from ..method.views import View
+from ..run.token_text import TokenText, TokenTexts
+from ..run.weights import load_model
+from ..trainer import CPPOTrainer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class NamedViews:
+    """The images of a row, their views, and the name of the view that each was drawn from."""
+
+    images: list[Image.Image]
+    pair: ViewPair
+    names: list[tuple[str, str]]  # preserving, removing
+
+
+@dataclass
+class TokenScores:
+    """What one model says of a completion's T tokens; without an image, `logps` and `entropies` alone are filled."""
+
+    logps: list[float]
+    entropies: list[float]  # nats
+    preserved_logps: list[float] = field(default_factory=list)
+    removed_logps: list[float] = field(default_factory=list)
+    removed_entropies: list[float] = field(default_factory=list)
+    divergences_preserved: list[float] = field(default_factory=list)
+    divergences_removed: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # what ranks the tokens
+    selected: list[bool] = field(default_factory=list)
+
+    @property
+    def has_views(self) -> bool:
+        return bool(self.removed_entropies)
+
+    @property
+    def shifts(self) -> list[float]:
+        """ΔH = H⁻ − H of each token, in nats; none without views."""
+        if not self.has_views:
+            return []
+        return [removed - h for removed, h in zip(self.removed_entropies, self.entropies, strict=True)]
+
+
+@dataclass
+class Rollout:
+    """One completion of one data set row and its scores."""
+
+    ids: list[int]
+    tokens: list[TokenText]
+    scores: TokenScores
+    views: NamedViews | None
+    rewards: dict[str, float]
+
+
+class _NamingViewMaker:
+    """Makes views by the row's number in the report, so that they do not depend on the batch, and notes their names."""
+
+    def __init__(self, maker: ViewMaker, preserving: list[str], removing: list[str]):
+        self._drawn: list[str] = []
+        views = [*zip(preserving, maker.preserving, strict=True), *zip(removing, maker.removing, strict=True)]
+        noting = [self._noting(name, view) for name, view in views]
+        self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.read)
+        self.row_numbers: list[int] = []
+        self.made: dict[int, NamedViews] = {}  # by the row's place in the batch
+
+    def _noting(self, name: str, view: View) -> View:
+        def noted(image: Image.Image, generator: torch.Generator) -> Image.Image:
+            self._drawn.append(name)
+            return view(image, generator)
+
+        return noted
+
+    def __call__(self, images: list[Any], *key: str | int) -> ViewPair:
+        row = key[-1]  # the prompt's place in the batch: there is one completion of each
+        self._drawn.clear()
+        pair = self._maker(images, "report", self.row_numbers[row])
+        names = list(zip(self._drawn[::2], self._drawn[1::2], strict=True))
+        self.made[row] = NamedViews([self._maker.read_image(image) for image in images], pair, names)
+        return pair
+
+
+def no_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Stands in where the user names no reward: the trainer wants one, the report shows none."""
+    return [0.0] * len(completions)
+
+
+class ViewScorer:
+    """
+    Scores completions of a model on images and views as [`CPPOTrainer`] does in training: it asks one.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Hub id or local folder, of a model or an
+            adapter, or the model itself.
+        dataset ([`~datasets.Dataset`]): rows as the trainer takes them.
+        processor ([`~transformers.ProcessorMixin`], *optional*): the model's; by default the one that is saved with it.
+        reward_funcs (`list[Callable]`, *optional*): rewards of the completions.
+        sample (`bool`, *optional*, defaults to `False`): sample at `settings["temperature"]`; else decode greedily.
+        dtype (`str`, *optional*, defaults to `"float32"`): of the weights of a model that is loaded: `"float32"`, `"bfloat16"`,
+            `"float16"` or `"auto"`.
+        **settings: fields of [`CPPOConfig`], such as `seed`, `temperature`, `perception_token_ratio`. The two lists of views
+            may be one callable each, as [`CPPOTrainer`] takes them.
+    """
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        dataset: Dataset,
+        processor: ProcessorMixin | None = None,
+        reward_funcs: list[Callable] | None = None,
+        sample: bool = False,
+        dtype: str = "float32",
+        **settings: Any,
+    ):
+        kinds = ("information_preserving", "information_removing")
+        views = {kind: settings.pop(kind) for kind in kinds if callable(settings.get(kind))}
+        gpu = torch.cuda.is_available()
+        with tempfile.TemporaryDirectory() as folder:  # the trainer makes it, and writes nothing
+            args = CPPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=2,
+                num_generations=2,
+                num_generations_eval=1,
+                gate_by_advantage=False,
+                gradient_checkpointing=False,
+                use_cpu=not gpu,
+                bf16=gpu and torch.cuda.is_bf16_supported(),
+                report_to="none",
+                generation_kwargs=None if sample else {"do_sample": False},
+                **settings,
+            )
+            self._trainer = CPPOTrainer(
+                model=load_model(model, dtype) if isinstance(model, str) else model,
+                reward_funcs=reward_funcs or no_reward,
+                args=args,
+                train_dataset=dataset,
+                processing_class=processor,
+                **views,
+            )
+        names = [
+            [get_callable_name(views[kind]) if kind in views else name for name in getattr(args, kind)]
+            for kind in kinds
+        ]
+        self._view_maker = _NamingViewMaker(self._trainer.view_maker, *names)
+        self._trainer.view_maker = self._view_maker
+        self.tokenizer = self._trainer.processing_class.tokenizer
+        self._token_texts = TokenTexts(self.tokenizer)
+
+    def __call__(
+        self, rows: list[dict[str, Any]], row_numbers: list[int], completions: list[list[int]] | None = None
+    ) -> list[Rollout]:
+        """
+        Score one completion of each row.
+
+        Args:
+            rows (`list[dict]` of length B): of the data set.
+            row_numbers (`list[int]` of length B): their places in the data set, which the views are drawn by.
+            completions (`list[list[int]]`, *optional*): the tokens of each; `None` lets the model write them.
+
+        Raises:
+            `ValueError`: naming row and column, for a row that cannot be read.
+        """
+        self._view_maker.row_numbers, self._view_maker.made = row_numbers, {}
+        batch, request = self._trainer.score_views(rows, completions)
+        lengths = batch["completion_mask"].sum(dim=1).tolist()
+        rollouts = []
+        for row, scores in enumerate(self._scores(request, lengths)):
+            ids = batch["completion_ids"][row, : lengths[row]].tolist()
+            views = self._view_maker.made.get(row)
+            rollouts.append(Rollout(ids, self._token_texts(ids), scores, views, self._rewards_of(row)))
+        return rollouts
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a completion's text; the end token alone where it is empty."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
+
+    def _rewards_of(self, row: int) -> dict[str, float]:
+        if self._trainer.reward_funcs == [no_reward]:
+            return {}
+        values = zip(self._trainer.reward_func_names, self._trainer.rewards[row].tolist(), strict=True)
+        return {name: value for name, value in values if not math.isnan(value)}  # NaN: the reward did not apply
+
+    def _scores(self, request: ScoringRequest, lengths: list[int]) -> list[TokenScores]:
+        """The scores of the B rows, each cut to its own length."""
+        logps, entropies = request.logps.float(), request.entropies.float()
+        by_row = [
+            TokenScores(logps[row, :length].tolist(), entropies[row, :length].tolist())
+            for row, length in enumerate(lengths)
+        ]
+        scores = split_scores(logps, entropies, request.rows)
+        _, preserved, removed = scores.logps
+        columns = {
+            "preserved_logps": preserved,
+            "removed_logps": removed,
+            "removed_entropies": scores.removed_entropies,
+            "divergences_preserved": request.divergences[0],
+            "divergences_removed": request.divergences[1],
+            "scores": token_scores(scores.entropies, scores.removed_entropies, self._trainer.args.perception_score),
+            "selected": request.selected,
+        }
+        for place, row in enumerate(request.rows):
+            for name, values in columns.items():
+                setattr(by_row[row], name, values[place, : lengths[row]].tolist())
+        return by_row
+
+
+def score_views(
+    model: "str | PreTrainedModel | PeftModel",
+    processor: ProcessorMixin | None,
+    rows: Dataset | list[dict[str, Any]],
+    completions: list[str] | list[list[int]] | None = None,
+    batch_size: int = 4,
+    **settings: Any,
+) -> list[Rollout]:
+    """
+    What a model sees in images: of one completion of each row, every token's log-probability and entropy behind the image, behind
+    an information-preserving and an information-removing view, the divergences between them, and the perception tokens.
+
+    ```python
+    from trl_cppo import score_views
+
+    [rollout] = score_views(model, processor, [{"prompt": [{"role": "user", "content": question}], "images": [image]}])
+    for token, shift, selected in zip(rollout.tokens, rollout.scores.shifts, rollout.scores.selected):
+        print(f"{token.text!r:12} {shift:+.2f} nats {'*' * selected}")
+    ```
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): as [`ViewScorer`] takes it.
+        processor ([`~transformers.ProcessorMixin`], *optional*): the model's; `None` for the one that is saved with it.
+        rows ([`~datasets.Dataset`] or `list[dict]`): conversational `prompt`, and `images` or `image`. A row without an image has
+            no views.
+        completions (`list`, *optional*): of each row, as text or token ids. By default the model writes them, greedily.
+        batch_size (`int`, *optional*, defaults to `4`): rows in one forward. Results do not depend on it.
+        **settings: see [`ViewScorer`], such as `seed=0`, `information_removing=["patch_blackening"]`, `dtype="auto"`.
+
+    Returns:
+        `list[Rollout]`: one a row, in their order.
+
+    Raises:
+        `ValueError`: naming row and column, for a row that cannot be read; if there are not as many completions as rows.
+    """
+    if completions is not None and len(completions) != len(rows):
+        raise ValueError(f"There are {len(completions)} completions for {len(rows)} rows. Pass one a row, or none.")
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    scorer = ViewScorer(model, dataset, processor, **settings)
+    if completions is not None:
+        completions = [scorer.encode(text) if isinstance(text, str) else text for text in completions]
+    rollouts = []
+    for start in range(0, len(rows), batch_size):
+        numbers = list(range(start, min(start + batch_size, len(rows))))
+        given = None if completions is None else [completions[number] for number in numbers]
+        rollouts += scorer([rows[number] for number in numbers], numbers, given)
+    return rollouts

@@ -1,0 +1,72 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Making the two views of a prompt's images, from a generator of their own."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .request import ViewPair
+from .views import View, apply_view, choose_view, read_rgb
+
+
+class ViewMaker:
+    """
+    Draws one information-preserving and one information-removing view for each image of a prompt.
+
+    Args:
+        preserving (`list[View]`): the information-preserving views to draw from.
+        removing (`list[View]`): the information-removing views to draw from.
+        seed (`int`): `args.seed`.
+        read (`Callable`, *optional*): makes an RGB image of any other, of a path or URL, as the model's processor does.
+    """
+
+    def __init__(
+        self,
+        preserving: list[View],
+        removing: list[View],
+        seed: int,
+        read: Callable[[Image.Image | str], Image.Image] = read_rgb,
+    ):
+        self.preserving = preserving
+        self.removing = removing
+        self.seed = seed
+        self.read = read
+
+    def __call__(self, images: list[Any], *key: str | int) -> ViewPair:
+        """
+        The views of one prompt's images.
+
+        Args:
+            images (`list`): PIL images of any mode, or paths and URLs as GRPOTrainer takes them.
+            *key (`str` or `int`): What identifies the prompt in the run. The same seed and key give the same views,
+                whatever else was drawn before, in this process or another.
+
+        Raises:
+            `ValueError`: naming the image by its place in the row, if it cannot be read, or a view raises or breaks its
+                promise.
+        """
+        generator = torch.Generator().manual_seed(self._derive(key))
+        preserved, removed = [], []
+        for place, image in enumerate(images):
+            try:
+                rgb = self.read_image(image)
+                preserved.append(apply_view(choose_view(self.preserving, generator), rgb, generator))
+                removed.append(apply_view(choose_view(self.removing, generator), rgb, generator))
+            except Exception as error:  # a user's view may raise anything
+                raise ValueError(f"image {place}: {error}") from error
+        return ViewPair(preserved, removed)
+
+    def read_image(self, image: Any) -> Image.Image:
+        """An image as it is shown to the views."""
+        if not isinstance(image, (str, Image.Image)):
+            raise TypeError(f"expected a PIL image, a path or a URL, got {type(image).__name__}.")
+        return self.read(image)
+
+    def _derive(self, key: tuple[str | int, ...]) -> int:
+        # A hash, for sums and products of small integers collide: (step 1, prompt 0) must not draw as (0, 1) does.
+        digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1

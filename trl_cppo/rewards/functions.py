@@ -1,0 +1,116 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards that CPPO's authors use and TRL does not ship."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .client import GRADER, Overrun
+from .grading import answers_match, last_boxed
+
+logger = logging.getLogger(__name__)
+
+
+def final_text(completion: str | list[dict[str, Any]]) -> str:
+    """What the model said last: the text of a completion's last assistant message."""
+    if isinstance(completion, str):
+        return completion
+    content = next((message["content"] for message in reversed(completion) if message["role"] == "assistant"), None)
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
+
+
+def boxed_accuracy_reward(
+    completions: list[str] | list[list[dict[str, Any]]],
+    solution: list[str],
+    log_extra: Callable[[str, list], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    r"""
+    1.0 where the last `\boxed{…}` of a completion is the solution, else 0.0.
+
+    The rules are those of [`~trl_cppo.rewards.grading.answers_match`]. Mathematics is compared by math-verify in a process of its
+    own, with a limit of time and of memory for each answer: an answer that overruns one counts as wrong.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
+        solution (`list[str]`): the right answers, bare, in `\boxed{}` or, behind reasoning, in `<answer></answer>`.
+        log_extra (`Callable`, *optional*): TRL's, for the columns `solution` and `answer` of the completions table.
+        **kwargs: what TRL passes besides; not used.
+
+    Returns:
+        `list[float]`: one reward a completion, never `None`.
+
+    Raises:
+        `ImportError`: if math-verify is not installed.
+        `TypeError`: if a solution is not a string.
+        `ValueError`: if a solution is reasoning without such an answer.
+    """
+    answers = [last_boxed(final_text(completion)) for completion in completions]
+    rewards = _graded(list(zip(solution, answers, strict=True)))
+    if log_extra is not None:
+        log_extra("solution", list(solution))
+        log_extra("answer", ["" if answer is None else answer for answer in answers])
+    return rewards
+
+
+def _graded(pairs: list[tuple[str, str | None]]) -> list[float]:
+    """
+    Two passes, so that a few answers that overrun do not cost the others their time: all get a first try of a fraction
+    of a second, in which nearly every comparison ends; then those that did not end their whole limit, one by one, as
+    long as the time of the batch lasts. What stays is wrong, as if it had overrun: so the clock hardly ever decides.
+    """
+    rewards: list[float | None] = [_try_to_grade(gold, answer, GRADER.quickly_equal) for gold, answer in pairs]
+    deadline, overruns, untried = time.monotonic() + GRADER.batch_seconds, GRADER.overruns, 0
+    for index, (gold, answer) in enumerate(pairs):
+        if rewards[index] is None and time.monotonic() < deadline:
+            rewards[index] = _try_to_grade(gold, answer, GRADER.equal)
+        elif rewards[index] is None:
+            untried += 1
+    if GRADER.overruns > overruns:
+        logger.warning(
+            "%d answers overran the grader's limits (%g s, %d MiB) and count as wrong; %d since the start.",
+            GRADER.overruns - overruns, GRADER.seconds, GRADER.mebibytes, GRADER.overruns,
+        )  # fmt: skip
+    if untried:
+        logger.warning(
+            "%d answers overran a first try of %g s, had no second one in the %g s of their batch and count as wrong.",
+            untried, GRADER.quick_seconds, GRADER.batch_seconds,
+        )  # fmt: skip
+    return [reward or 0.0 for reward in rewards]
+
+
+def _try_to_grade(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> float | None:
+    try:
+        return float(answers_match(gold, answer, equal))
+    except Overrun:
+        return None
+
+
+def think_boxed_format_reward(completions: list[str] | list[list[dict[str, Any]]], **kwargs: Any) -> list[float]:
+    r"""
+    1.0 where a completion reads `<think>…</think>…\boxed{…}…`, with one think block at its beginning, else 0.0.
+
+    Takes time linear in the length of the text, whatever the text.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
+        **kwargs: what TRL passes besides; not used.
+
+    Returns:
+        `list[float]`: one reward a completion.
+    """
+    return [float(_thinks_then_boxes(final_text(completion))) for completion in completions]
+
+
+def _thinks_then_boxes(text: str) -> bool:
+    # No regular expression: one that allows any text between the marks takes quadratic time on a megabyte of \boxed{.
+    text = text.lstrip()
+    if not text.startswith("<think>"):
+        return False
+    end = text.find("</think>")
+    box = text.find("\\boxed{", end) if end >= 0 else -1
+    return box >= 0 and "<think>" not in text[len("<think>") : box] and text.find("}", box) >= 0
