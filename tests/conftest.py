@@ -15,7 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for more, and several tests run at once
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; last, so that an installed trl_cppo comes first
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS / "support"))
+sys.path.append(str(TESTS.parent))  # for `benchmarks`; last, so that an installed trl_cppo comes first
 if importlib.util.find_spec("vllm") is not None:
     os.environ.setdefault("TINY_HEAD_SIZE", "32")
 
@@ -126,9 +128,15 @@ def weights(trainer):
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
 
+def helpers_environment():
+    """For a test file that is run as a program too: what its imports are found by."""
+    searched = [str(TESTS), str(TESTS / "support"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(searched)}
+
+
 def load_script(name):
     """A script of `examples/` as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, TESTS.parent / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

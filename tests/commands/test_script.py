@@ -1,0 +1,214 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""examples/train_cppo.py as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import load_script, make_rows
+from datasets import DatasetDict
+from huggingface_hub import HfApi
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from trl_cppo import digits
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_cppo.py"
+QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "16", "--eval_canvases", "20", "--save_steps", "1"]
+OWN = [
+    "--use_cpu", "--bf16", "False", "--max_steps", "2", "--per_device_train_batch_size", "8", "--num_generations", "4",
+    "--max_completion_length", "8", "--report_to", "none", "--logging_steps", "1", "--save_steps", "1",
+    "--learning_rate", "1e-3",
+]  # fmt: skip
+
+
+def run(*arguments, cwd, launcher=(sys.executable,)):
+    return subprocess.run(
+        [*launcher, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=1500,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def own_dataset(tmp_path_factory):
+    """A local folder of the layout of a data set on the Hub."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "data").mkdir()
+    make_rows([1, 2, 0, 1]).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    make_rows([1, 1]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
+def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_path):
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    first = run(*QUICK, cwd=tmp_path, launcher=launcher)
+    assert first.returncode == 0, first.stderr[-3000:]
+    output = tmp_path / "cppo-digits"
+    model = AutoModelForImageTextToText.from_pretrained(output)
+    processor = AutoProcessor.from_pretrained(output)
+    report = json.loads((output / "metrics.json").read_text())
+    held_out = digits.make_dataset("held_out", 20, seed=1)
+    assert report["held_out_accuracy"]["after"] == digits.accuracy(model, processor, held_out)
+    assert report["steps"] == 2 and [step for step, _ in report["history"]["held_out_accuracy"]] == [0, 2]
+    assert set(report["history"]) == {
+        "reward", "held_out_accuracy", "cpl/loss", "cpl/perception_ratio", "cpl/contrast_accuracy",
+    }  # fmt: skip
+    card = (output / "README.md").read_text()
+    assert "- cppo" in card and "# cppo-digits" in card and "(training.png)" in card
+    assert f"accuracy, greedy | {report['held_out_accuracy']['after']:.4g} |" in card
+    with Image.open(output / "training.png") as picture:
+        assert min(picture.size) > 500
+    second = run(*QUICK, "--output_dir", "again", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert (tmp_path / "again" / "metrics.json").read_bytes() == (output / "metrics.json").read_bytes()
+
+
+def test_own_model_and_data_with_a_config_file_adapters_and_resume(random_model, own_dataset, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model_name_or_path: {random_model}\ndataset_name: {own_dataset}\ncpl_coef: 0.5\nmax_steps: 9\n"
+    )
+    options = [
+        "--config",
+        config,
+        *OWN,
+        "--use_peft",
+        "--lora_r",
+        "4",
+        "--lora_target_modules",
+        "q_proj",
+        "v_proj",
+        "--output_dir",
+        "out",
+    ]
+    result = run(*options, "--eval_strategy", "steps", "--eval_steps", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["steps"] == 2 and report["settings"]["cpl_coef"] == 0.5  # the flag wins over the file
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert "eval_reward" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
+    result = run(*options, "--max_steps", "3", "--resume_from_checkpoint", "true", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [step for step, _ in json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]["reward"]] == [
+        1, 2, 3,
+    ]  # fmt: skip
+
+
+def test_a_saved_dataset_dict_and_a_reward_by_import_path(random_model, tmp_path):
+    DatasetDict({"train": make_rows([1, 1]), "validation": make_rows([1])}).save_to_disk(tmp_path / "data")
+    (tmp_path / "my_rewards.py").write_text(
+        "def length_reward(completion_ids, **kwargs):\n    return [float(len(ids) % 3) for ids in completion_ids]\n"
+    )
+    own = ["--model_name_or_path", random_model, "--dataset_name", "data", *OWN, "--output_dir", "out"]
+    result = run(*own, "--reward_funcs", "my_rewards.length_reward", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "rewards/length_reward/mean" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
+
+
+def error_of(monkeypatch, *arguments):
+    """The one line with which the script stops."""
+    monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        load_script("train_cppo").main()
+    line = str(stop.value.code)
+    assert line.startswith("train_cppo.py: error: ") and "\n" not in line
+    return line
+
+
+def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model_name_or_path", random_model, *OWN, "--output_dir", tmp_path / "out"]
+
+    def error(*arguments):
+        return error_of(monkeypatch, *model, *arguments)
+
+    make_rows([1]).rename_column("prompt", "question").save_to_disk(tmp_path / "no_prompt")
+    make_rows([1]).remove_columns("solution").save_to_disk(tmp_path / "no_solution")
+    make_rows([1]).select([]).save_to_disk(tmp_path / "empty")
+    make_rows([1]).select([]).to_parquet(tmp_path / "no_rows" / "train.parquet")
+    reasoned = make_rows([1, 1]).remove_columns("solution").add_column("solution", ["1", "<think>3 + 5"])
+    reasoned.save_to_disk(tmp_path / "reasoned")
+    (tmp_path / "three.py").write_text("def three(**kwargs):\n    return [0.0, 1.0, 2.0]\n")
+    assert "no column 'prompt'" in error("--dataset_name", "no_prompt")
+    assert "no column 'solution'" in error("--dataset_name", "no_solution")
+    assert "error: Row 1 of reasoned (train), column 'solution': " in error("--dataset_name", "reasoned")
+    for name in ("empty", "no_rows"):
+        assert f"{name} cannot be loaded" in error("--dataset_name", name)
+    assert "has no split 'dev', only" in error("--dataset_name", own_dataset, "--dataset_train_split", "dev")
+    assert "--dataset_name is missing" in error()
+    assert "Unknown reward 'acuracy'" in error("--dataset_name", own_dataset, "--reward_funcs", "acuracy")
+    assert "cpl_divergence must be one of" in error("--dataset_name", own_dataset, "--cpl_divergence", "js")
+    assert "nowhere" in error("--dataset_name", tmp_path / "nowhere")
+    assert "no attribute 'four'" in error("--dataset_name", own_dataset, "--reward_funcs", "three.four")
+    wrong = error("--dataset_name", own_dataset, "--reward_funcs", "three.three")
+    assert "the reward three returned 3 values for 8 completions. Return one value a completion" in wrong
+    assert "there is no folder ./x" in error("--dataset_name", own_dataset, "--resume_from_checkpoint", "./x")
+    assert "there is no folder ./y" in error("--dataset_name", own_dataset, "--model_name_or_path", "./y")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs math-verify: pip install" in error("--dataset_name", own_dataset)
+
+
+ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [[*ACCELERATE, "--quiet"], [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+     [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]],
+    ids=["accelerate --quiet", "accelerate, two processes", "torchrun"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (
+            ["--use_vllm", "true", "--model_name_or_path", "{model}", "--dataset_name", "{data}"],
+            'pip install "trl-cppo[vllm]"',
+        ),
+        (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
+        (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
+    ],
+    ids=["no vLLM", "no Hub", "a wrong setting"],
+)
+def test_under_a_launcher_the_last_lines_say_what_is_wrong(random_model, own_dataset, tmp_path, launcher, flags, told):
+    """A page of the launcher's traceback may stand before them. (Without --quiet accelerate prints it behind, for one process.)"""
+    flags = [flag.format(model=random_model, data=own_dataset) for flag in flags]
+    result = run("--use_cpu", *flags, cwd=tmp_path, launcher=launcher)
+    assert result.returncode != 0
+    last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
+    assert "train_cppo.py: error: " in last and told in last
+
+
+def test_help_lists_every_flag(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_cppo.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        load_script("train_cppo").main()
+    shown = capsys.readouterr().out
+    assert all(
+        f"--{name}" in shown for name in ("cpl_coef", "learning_rate", "use_peft", "dataset_name", "eval_every")
+    )
+
+
+def test_push_to_hub_goes_through_the_hubs_own_client(random_model, own_dataset, tmp_path, monkeypatch):
+    calls = []
+
+    class Repository(str):
+        repo_id = "someone/out"
+
+    def upload_folder(self, **kwargs):
+        folder = Path(kwargs["folder_path"])
+        calls.append((sorted(path.name for path in folder.iterdir()), (folder / "README.md").read_text()))
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Repository("url"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    own = ["--model_name_or_path", random_model, "--dataset_name", own_dataset, *OWN, "--save_strategy", "no"]
+    arguments = [*own, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_model_id", "someone/out"]
+    monkeypatch.setattr(sys, "argv", ["train_cppo.py", *map(str, arguments)])
+    load_script("train_cppo").main()
+    names, card = calls[-1]
+    assert {"README.md", "model.safetensors", "training.png", "metrics.json"} <= set(names)
+    assert "model_id = 'someone/out'" in card and "(training.png)" in card and "| Steps | 2 of 2 |" in card
