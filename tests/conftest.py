@@ -15,9 +15,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are too small for more, and several tests run at once
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS / "support"))
-sys.path.append(str(TESTS.parent))  # for `benchmarks`; last, so that an installed trl_cppo comes first
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+sys.path.append(str(Path(__file__).parents[1]))  # for `benchmarks`; last, so that an installed trl_cppo comes first
 if importlib.util.find_spec("vllm") is not None:
     os.environ.setdefault("TINY_HEAD_SIZE", "32")
 
@@ -33,6 +32,7 @@ from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.method.metrics import cpl_metrics
 from trl_cppo.rewards.client import GRADER
 
+TESTS = Path(__file__).parent
 GRADER.seconds = (
     120  # on a busy machine a right answer must not overrun; the tests of the limit have graders of their own
 )
