@@ -200,10 +200,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
         )
         self.own_images = bool(tools) or environment_factory is not None  # a rollout may have some
         self.prefix = share_prefix(
-            self._scored_models(), args, self.aux_loss_enabled, self.own_images, self.accelerator
+            self.scored_models(), args, self.aux_loss_enabled, self.own_images, self.accelerator
         )
         if self.prefix is not None:
-            self._model_hooks.append(self.prefix)
+            self.model_hooks.append(self.prefix)
         place = self.accelerator.process_index, self.accelerator.num_processes
         self.table = CompletionsTable(self._tokenizer, *place) if self.log_completions and args.cpl_coef != 0 else None
         self.card_example: CardExample | None = None
@@ -218,7 +218,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
         if args.suppress_vision_tokens:
-            self._suppress_tokens(placeholder_ids(self.model))
+            self.suppress_tokens(placeholder_ids(self.model))
         if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
             logger.warning(
                 "num_generations_eval=1 gives every rollout of an evaluation the advantage 0: none is gated, and the metrics "
@@ -348,7 +348,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
         if self.own_images:
-            images = (self._rollout_images or {row: None})[row] or []
+            images = (self.rollout_images or {row: None})[row] or []
             return RolloutImages("images of the rollout", list(images), shared=False)
         return RolloutImages(*images_of(example), shared=True)
 
@@ -368,7 +368,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         with self._asking(self._request_of(inputs)) as request:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if "prompt_keys" in inputs:
-            self._metrics[self._mode][TOKEN_RATIO].append(self.prefix.token_ratio)
+            self._metrics[self.mode][TOKEN_RATIO].append(self.prefix.token_ratio)
         self._compare_sampler(inputs, request)
         if "cpl_views" not in inputs:  # cpl_coef = 0
             return loss
@@ -422,7 +422,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         if self.table is not None:
             self.table.note(inputs, request.rows, request.selected)
         totals = self.accelerator.reduce(sums, reduction="sum").cpu()  # one wait for the device
-        self._cpl_sums[self._mode].add(totals)
+        self._cpl_sums[self.mode].add(totals)
         return objective.bounded(share, totals)
 
     def _compare_sampler(self, inputs: dict[str, Any], request: ScoringRequest) -> None:
@@ -462,7 +462,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         finally:
             self._given = None
         request = dataclasses.replace(self._request_of(batch), everywhere=True)
-        with self._with_hooks(), self._asking(request), self.compute_loss_context_manager():
+        with self.with_hooks(), self._asking(request), self.compute_loss_context_manager():
             super().compute_loss(self.model, batch)
         self._objective().answer(request)
         return batch, request
@@ -474,10 +474,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
             difference = self._sampler_check.settle()
             if difference is not None and not self._metrics["train"][DIFFERENCE]:
                 self._metrics["train"][DIFFERENCE].append(difference)
-        sums = self._cpl_sums[self._mode].settle()
+        sums = self._cpl_sums[self.mode].settle()
         if sums is not None:
             values = cpl_metrics(sums, self.args.cpl_reduction)
-            self._metrics[self._mode].update({name: [value] for name, value in values.items()})
+            self._metrics[self.mode].update({name: [value] for name, value in values.items()})
         if self.prefix is not None and self.model.training and self.args.cpl_coef != 0:
             self.prefix.warn_if_plain(self._metrics["train"].get(TOKEN_RATIO, []))
         if self.table is not None:

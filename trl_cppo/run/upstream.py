@@ -50,25 +50,25 @@ class RepairedGRPOTrainer(GRPOTrainer):
             # lie beside their tokens, and the model reads the images' positions off them.
             logger.warning("The processing class pads on the right; set to the left, on which prompts must be padded.")
             self._tokenizer.padding_side = "left"
-        self._rollout_images: list[list[Any] | None] | None = None
+        self.rollout_images: list[list[Any] | None] | None = None
         self._rows_are_suspected = True
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
-        self._model_hooks = [imageless]  # each with `attach(model)` and `detach()`
+        self.model_hooks = [imageless]  # each with `attach(model)` and `detach()`
         self._hooks_attached = False
         self._runs = 0  # that are going on: 2 in an evaluation during the training
 
     @property
-    def _mode(self) -> str:
+    def mode(self) -> str:
         """Under which TRL keeps the metrics of what is going on."""
         return "train" if self.model.training else "eval"
 
-    def _scored_models(self) -> list[PreTrainedModel]:
+    def scored_models(self) -> list[PreTrainedModel]:
         """The policy and, if there is one, the reference: bare, for under DeepSpeed the reference is an engine by now."""
         models = [model for model in (self.model, self.ref_model) if model is not None]
         return [self.accelerator.unwrap_model(model) for model in models]
 
-    def _suppress_tokens(self, ids: list[int]) -> None:
+    def suppress_tokens(self, ids: list[int]) -> None:
         """Ban tokens from sampling, on top of what the user or TRL bans already."""
         if self.use_vllm:
             # vLLM's sampling parameters reject `suppress_tokens`; `bad_words` bans the same by their text, and unlike
@@ -89,19 +89,19 @@ class RepairedGRPOTrainer(GRPOTrainer):
         are done, so that the model is as it was: for another trainer, or to be pickled.
         """
         if not self._hooks_attached:
-            for model in self._scored_models():
-                for hooks in self._model_hooks:
+            for model in self.scored_models():
+                for hooks in self.model_hooks:
                     hooks.attach(model)
             self._hooks_attached = True
 
     def detach_hooks(self) -> None:
         """Take our hooks off again, as after a loss that was computed by hand."""
-        for hooks in self._model_hooks:
+        for hooks in self.model_hooks:
             hooks.detach()
         self._hooks_attached = False
 
     @contextmanager
-    def _with_hooks(self) -> Iterator[None]:
+    def with_hooks(self) -> Iterator[None]:
         self.attach_hooks()
         self._runs += 1
         try:
@@ -119,14 +119,14 @@ class RepairedGRPOTrainer(GRPOTrainer):
             self._check_state(Path(resume_from_checkpoint))
         # Of an earlier call: TRL would not push the weights of this one's first step to vLLM.
         self._last_loaded_step = -1
-        with self._with_hooks():
+        with self.with_hooks():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
             logger.warning("load_best_model_at_end: no checkpoint was the best. The model has its last weights.")
         return output
 
     def evaluation_loop(self, *args, **kwargs):  # of `evaluate` and `predict`
-        with self._with_hooks():
+        with self.with_hooks():
             return super().evaluation_loop(*args, **kwargs)
 
     def _check_state(self, folder: Path) -> None:
@@ -163,7 +163,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
             )  # rows go to `reset`
             batch = super()._generate_and_score_completions(given)
             if log_images and self.log_completions:
-                images = self._rollout_images or [images_of(row)[1] for row in rows]
+                images = self.rollout_images or [images_of(row)[1] for row in rows]
                 self._logs["images"].extend(gather_object([row_images or [] for row_images in images]))
             return batch
         except Exception as error:
@@ -183,7 +183,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list[Any]):
         output = super()._generate(prompts)
-        *_, self._rollout_images, _ = output  # with what tools and environments added
+        *_, self.rollout_images, _ = output  # with what tools and environments added
         return output
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], images: list[Any] | None, *args, **kwargs):
@@ -246,7 +246,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         try:
             super().log(logs, *args, **kwargs)
         except Exception:
-            if len(self.state.log_history) == before or self._metrics[self._mode]:  # which TRL empties in between
+            if len(self.state.log_history) == before or self._metrics[self.mode]:  # which TRL empties in between
                 raise
             with decorating("the table of completions"):
                 raise

@@ -173,10 +173,10 @@ def test_images_of_tools_are_limited(tmp_path, model_and_processor, kind):
     scripted(trainer, [[CALL, "no"] * 4, [f"yes{row}" for row in range(4)]])
     batch, request, _ = score(trainer)
     assert batch["num_images"] == [1 + (row % 2 == 0) for row in range(8)]
-    images = [[image.size for image in row] for row in trainer._rollout_images]
+    images = [[image.size for image in row] for row in trainer.rollout_images]
     assert images == [[(56, 56), (64, 48)] if row % 2 == 0 else [(56, 56)] for row in range(8)]
     small = limit_pixels(picture(99, 112, 84), LIMIT)
-    assert trainer._rollout_images[0][1].tobytes() == small.tobytes()
+    assert trainer.rollout_images[0][1].tobytes() == small.tobytes()
     assert [[image.size for image in pair.removed] for pair in request.pairs] == images
     places = batch["completion_ids"] == trainer.model.config.image_token_id
     assert places.sum(dim=1).tolist() == [tokens_of((64, 48)) if row % 2 == 0 else 0 for row in range(8)]

@@ -4,7 +4,7 @@
 What README's support table claims was tested has passed, in the runs whose results are given: of all tests, and of those with
 vLLM in its environment. `.ci/run` does it.
 
-    pytest --slow --junitxml results.xml && python tests/support/support_table.py results.xml vllm.xml
+    pytest --slow --junitxml results.xml && python tests/project/support_table.py results.xml vllm.xml
 """
 
 import re
