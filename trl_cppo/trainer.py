@@ -32,7 +32,7 @@ from .run.card import CardExample, CardFacts, Hardware, is_hub_id, write_card
 from .run.card.saving import WeightsClock, without_peft_card
 from .run.card.sources import find_base_model, hub_dataset
 from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
-from .run.rows.checks import check_dataset, images_of
+from .run.rows.checks import check_datasets, images_of
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.prompts import check_all_prompts
@@ -57,6 +57,17 @@ logger = get_logger(__name__)
 def _loss_mask(batch: dict[str, Any]) -> torch.Tensor:
     """Completion tokens that count, shape `(B, T)`: no padding, no tool results, no masked-out completions."""
     return batch["completion_mask"] * batch.get("tool_mask", 1)
+
+
+def _checked_config(args: CPPOConfig | None, model: Any) -> CPPOConfig:
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return CPPOConfig(f"{name.split('/')[-1]}-CPPO")
+    if not isinstance(args, CPPOConfig):
+        raise TypeError(
+            f"args must be a CPPOConfig, got {type(args).__name__}. CPPOConfig takes every argument of GRPOConfig."
+        )
+    return args
 
 
 class CPPOTrainer(RepairedGRPOTrainer):
@@ -160,17 +171,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
         information_preserving: View | None = None,
         information_removing: View | None = None,
     ):
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = CPPOConfig(f"{name.split('/')[-1]}-CPPO")
-        if not isinstance(args, CPPOConfig):
-            raise TypeError(
-                f"args must be a CPPOConfig, got {type(args).__name__}. CPPOConfig takes every argument of GRPOConfig."
-            )
-        if not tools and environment_factory is None:  # these may bring the images, an environment even the prompts
-            check_dataset(train_dataset, "train_dataset")
-            for key, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
-                check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
+        args = _checked_config(args, model)
+        self.own_images = bool(tools) or environment_factory is not None  # a rollout may have some
+        if not self.own_images:  # an environment brings even the prompts
+            check_datasets(train_dataset, eval_dataset)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -187,6 +191,18 @@ class CPPOTrainer(RepairedGRPOTrainer):
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        self._make_parts(information_preserving, information_removing)
+        if args.suppress_vision_tokens:
+            self.suppress_tokens(placeholder_ids(self.model))
+        if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
+            logger.warning(
+                "num_generations_eval=1 gives every rollout of an evaluation the advantage 0: none is gated, and the metrics "
+                "eval_cpl/* stay empty. Set it to 2 or more to see them."
+            )
+
+    def _make_parts(self, information_preserving: View | None, information_removing: View | None) -> None:
+        """The objects that the overrides below ask, and what these remember from one call to the next."""
+        args = self.args
         self.process_views = ViewProcessor(self.model, self.processing_class)
         self.row_images = RowImages(
             args.max_pixels, args.min_pixels, self.process_views.to_rgb, load_paths=self.use_vllm,
@@ -198,7 +214,6 @@ class CPPOTrainer(RepairedGRPOTrainer):
             seed=args.seed,
             read=self.process_views.to_rgb,
         )
-        self.own_images = bool(tools) or environment_factory is not None  # a rollout may have some
         self.prefix = share_prefix(
             self.scored_models(), args, self.aux_loss_enabled, self.own_images, self.accelerator
         )
@@ -217,15 +232,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
-        if args.suppress_vision_tokens:
-            self.suppress_tokens(placeholder_ids(self.model))
-        if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
-            logger.warning(
-                "num_generations_eval=1 gives every rollout of an evaluation the advantage 0: none is gated, and the metrics "
-                "eval_cpl/* stay empty. Set it to 2 or more to see them."
-            )
 
     def train(self, *args, **kwargs):
+        """What needs the data sets as they are now, before the first step: prompts that cannot work, prompts that are long."""
         check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
         if self.is_world_process_zero():
             self.log_prompt_lengths()
@@ -256,6 +265,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's rollouts, advantages and old log-probs; what the loss of a micro-batch will need of ours is put in with them."""
         key = self._generation_key()
         inputs = self.row_images.rows(inputs)  # here, so that rollouts, rewards and views are of the same images
         prompts = self._prompts_of_rows(len(inputs))
@@ -470,6 +480,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
     # What is told ------------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Our metrics of the window, and the table's column, are filled in before TRL averages and writes them."""
         if self._sampler_check is not None and self.model.training:
             difference = self._sampler_check.settle()
             if difference is not None and not self._metrics["train"][DIFFERENCE]:
@@ -525,6 +536,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         )
 
     def _save_checkpoint(self, model, trial) -> None:
+        """Marks what is written meanwhile as a checkpoint's, which is worth more than its card."""
         self._saving = True
         try:
             super()._save_checkpoint(model, trial)
@@ -532,6 +544,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             self._saving = False
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """With a card beside the weights, in checkpoints too."""
         folder = Path(output_dir or self.args.output_dir)
         with without_peft_card(self.accelerator.unwrap_model(self.model)):
             super().save_model(output_dir, _internal_call)

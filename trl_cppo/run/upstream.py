@@ -13,15 +13,15 @@ from accelerate.utils import gather_object
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerState
-from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
 from ..scoring.families import placeholder_texts
 from ..scoring.imageless import ImagelessForwards
+from .checkpoints import is_complete, last_complete_checkpoint, missing_state
 from .completions import even_contents
 from .rows.checks import ROW_PLACE, LocatedRows, find_row_fault, images_of, may_be_a_rows_fault, row_names
 from .trl_contract import check_trainer, check_trl
@@ -114,7 +114,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             self._check_state(Path(resume_from_checkpoint))
         # Of an earlier call: TRL would not push the weights of this one's first step to vLLM.
@@ -134,7 +134,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no checkpoint {folder}.")
         self._check_shards(folder)
-        missing = _missing_state(folder, self.args.process_index, self.args.world_size, self.is_deepspeed_enabled)
+        missing = missing_state(folder, self.args.process_index, self.args.world_size, self.is_deepspeed_enabled)
         if self.accelerator.num_processes > 1:  # each has a state of its own
             missing = list(dict.fromkeys(gather_object(missing)))
         if missing and self.is_world_process_zero():
@@ -266,7 +266,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:
-            if self.is_world_process_zero() and folder.exists() and not _is_complete(folder):
+            if self.is_world_process_zero() and folder.exists() and not is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 error.add_note(
                     f"{folder} could not be written whole and was removed. Older checkpoints are untouched."
@@ -302,33 +302,6 @@ def decorating(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         logger.warning(f"Failed: {what} ({type(error).__name__}: {error}). Weights and training are untouched.")
-
-
-def _missing_state(folder: Path, process: int, processes: int, deepspeed: bool) -> list[str]:
-    """What a process will not find in a checkpoint, besides weights; DeepSpeed checks its own."""
-    missing = []
-    optimizer = [*folder.glob(OPTIMIZER_NAME), *folder.glob(f"{OPTIMIZER_NAME_BIN.partition('.')[0]}*")]
-    if not deepspeed and not (optimizer and (folder / SCHEDULER_NAME).is_file()):  # Trainer loads both or none
-        missing.append("optimizer and the learning rate's schedule")
-    if not (folder / ("rng_state.pth" if processes == 1 else f"rng_state_{process}.pth")).is_file():
-        missing.append("random number generators")
-    return missing
-
-
-def _is_complete(checkpoint: str | Path) -> bool:
-    # Trainer writes this file last, but for what it sends to the Hub.
-    try:
-        TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-    except (OSError, ValueError, TypeError):  # no file; half a file; half a file that is JSON
-        return False
-    return True
-
-
-def _last_complete_checkpoint(output_dir: str) -> str:
-    complete = [folder for folder in sort_checkpoints(output_dir) if _is_complete(folder)]
-    if not complete:
-        raise ValueError(f"{output_dir} holds no complete checkpoint to resume from.")
-    return complete[-1]
 
 
 def _unpadded(

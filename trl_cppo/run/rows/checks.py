@@ -89,6 +89,13 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         )
 
 
+def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
+    """The trainer's two arguments, of which the second may be a dictionary, through [`check_dataset`]."""
+    check_dataset(train_dataset, "train_dataset")
+    for key, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+        check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
+
+
 def _way_to_prompts(dataset: Dataset, source: str) -> str:
     """What makes a `prompt`. A string under that name would be no conversation, so only messages are renamed."""
     conversations = _conversation_columns(dataset)
