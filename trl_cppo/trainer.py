@@ -151,6 +151,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             }"""),
     }
 
+    # Construction ----------------------------------------------------------------------------------------------------
+
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
@@ -253,7 +255,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         prompt_ids, *_ = self._tokenize_prompts([prompt])
         return len(prompt_ids[0])
 
-    # A generation batch ------------------------------------------------------------------------------------------------
+    # A generation batch ----------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Of a generation batch that TRL has shuffled and cut, the rollouts of a prompt are brought together."""
@@ -288,31 +290,16 @@ class CPPOTrainer(RepairedGRPOTrainer):
         num_gated = torch.tensor(sum(pair is not None for pair in views), device=device)
         return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
 
-    def _generation_key(self) -> tuple[str, int, int]:
-        """What identifies this generation batch in the run, also after a resume: the how manyth of its step it is."""
-        if self.model.training:
-            step, place = self._last_generation
-            self._last_generation = self.state.global_step, place + 1 if step == self.state.global_step else 0
-            return "train", *self._last_generation
-        # TRL empties the metrics after each evaluation, so this counts its batches: every evaluation sees the same
-        # views, and its curves can be compared.
-        return "eval", 0, len(self._metrics["eval"]["reward"])
-
-    def _prompts_of_rows(self, num_rows: int) -> list[int]:
-        """Of this process's rows of a generation batch: each one's prompt, by its place in the global batch."""
-        first_row = self.accelerator.process_index * num_rows
-        return [(first_row + row) // self._group_size for row in range(num_rows)]
-
-    @property
-    def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
-
     def _generate(self, prompts: list[Any]):
         """Prompts that environments made have images of their own, which are limited too."""
         if self.environment_factories is not None and self.row_images.active:
             # In place: TRL shows rewards and logs the list that it passed here, which it made for this batch.
             prompts[:] = self.row_images.prompts(prompts)
         return super()._generate(prompts)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        """Completions that [`score_views`] was given are not sampled."""
+        return super()._generate_single_turn(*args, **kwargs) if self._given is None else (self._given, None)
 
     def _tool_call_loop(self, *args, **kwargs):
         """So are those that tools return: here, where TRL has set the tools of each rollout."""
@@ -323,10 +310,6 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def _limiting(self, tools: dict[str, Any]) -> dict[str, Any]:
         return {name: self.row_images.tool(tool) for name, tool in tools.items()}
-
-    def _generate_single_turn(self, *args, **kwargs):
-        """Completions that [`score_views`] was given are not sampled."""
-        return super()._generate_single_turn(*args, **kwargs) if self._given is None else (self._given, None)
 
     def _calculate_rewards(self, *args, **kwargs):
         """The gate asks for them: a positive advantage may be rounding."""
@@ -362,16 +345,26 @@ class CPPOTrainer(RepairedGRPOTrainer):
             return RolloutImages("images of the rollout", list(images), shared=False)
         return RolloutImages(*images_of(example), shared=True)
 
-    # The loss of a micro-batch -----------------------------------------------------------------------------------------
+    def _generation_key(self) -> tuple[str, int, int]:
+        """What identifies this generation batch in the run, also after a resume: the how manyth of its step it is."""
+        if self.model.training:
+            step, place = self._last_generation
+            self._last_generation = self.state.global_step, place + 1 if step == self.state.global_step else 0
+            return "train", *self._last_generation
+        # TRL empties the metrics after each evaluation, so this counts its batches: every evaluation sees the same
+        # views, and its curves can be compared.
+        return "eval", 0, len(self._metrics["eval"]["reward"])
 
-    @contextmanager
-    def _asking(self, request: ScoringRequest) -> Iterator[ScoringRequest]:
-        """While this is open, scorings answer the request."""
-        self._request = request
-        try:
-            yield request
-        finally:
-            self._request = None
+    def _prompts_of_rows(self, num_rows: int) -> list[int]:
+        """Of this process's rows of a generation batch: each one's prompt, by its place in the global batch."""
+        first_row = self.accelerator.process_index * num_rows
+        return [(first_row + row) // self._group_size for row in range(num_rows)]
+
+    @property
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    # The loss of a micro-batch ---------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """L_GRPO + λ · CPL. TRL's loss scores the rollouts, and the views with them."""
@@ -393,6 +386,15 @@ class CPPOTrainer(RepairedGRPOTrainer):
         masks = _loss_mask(inputs).bool()
         mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
         return ScoringRequest(prompts, rows, [views[row] for row in rows], mask)
+
+    @contextmanager
+    def _asking(self, request: ScoringRequest) -> Iterator[ScoringRequest]:
+        """While this is open, scorings answer the request."""
+        self._request = request
+        try:
+            yield request
+        finally:
+            self._request = None
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """Of the policy, with the view rows; of the old policy and the reference, which TRL scores in parts."""
@@ -448,36 +450,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         sampled = inputs["sampling_per_token_logps"]
         self._sampler_check.note(logps, sampled, _loss_mask(inputs), inputs.get("num_images"))
 
-    @torch.no_grad()
-    def score_views(
-        self, rows: list[dict[str, Any]], completions: list[list[int]] | None = None
-    ) -> tuple[dict[str, Any], ScoringRequest]:
-        """
-        What a loss would be made of, as in an evaluation, for completions that are sampled or given; without a loss.
-
-        Args:
-            rows (`list[dict[str, Any]]` of length B): of a data set, `num_generations_eval` a prompt.
-            completions (`list[list[int]]` of length B, *optional*): token ids.
-
-        Returns:
-            The batch as TRL makes it, with `completion_ids` and `completion_mask` of shape `(B, T)`, int64; and the
-                [`ScoringRequest`], answered, with divergences at all tokens that count.
-        """
-        if self.args.cpl_coef == 0:
-            raise ValueError("With cpl_coef=0 there are no views to score; set it above 0.")
-        self.model.eval()
-        self._given = completions
-        try:
-            batch = self._prepare_inputs(rows)
-        finally:
-            self._given = None
-        request = dataclasses.replace(self._request_of(batch), everywhere=True)
-        with self.with_hooks(), self._asking(request), self.compute_loss_context_manager():
-            super().compute_loss(self.model, batch)
-        self._objective().answer(request)
-        return batch, request
-
-    # What is told ------------------------------------------------------------------------------------------------------
+    # What is told ----------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Our metrics of the window, and the table's column, are filled in before TRL averages and writes them."""
@@ -495,7 +468,35 @@ class CPPOTrainer(RepairedGRPOTrainer):
             self.table.fill(self._logs["extra"][PERCEPTION_TOKENS])
         super().log(logs, start_time)
 
-    # What is saved -----------------------------------------------------------------------------------------------------
+    # What is saved ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Marks what is written meanwhile as a checkpoint's, which is worth more than its card."""
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """With a card beside the weights, in checkpoints too."""
+        folder = Path(output_dir or self.args.output_dir)
+        with without_peft_card(self.accelerator.unwrap_model(self.model)):
+            super().save_model(output_dir, _internal_call)
+        # TRL leaves a checkpoint without a card. Here and not after the checkpoint is complete, for by then it may have
+        # been sent to the Hub.
+        if (output_dir is None and _internal_call) or not self.is_world_process_zero():  # a push makes the card itself
+            return
+        with decorating(f"the model card of {folder}"):
+            self._write_cards(folder)
+
+    def _write_cards(self, folder: Path) -> None:
+        output = Path(self.args.output_dir)
+        if folder.resolve() == output.resolve() or not (output / "README.md").is_file():
+            self.create_model_card()
+        if folder.resolve() != output.resolve():
+            folder.mkdir(parents=True, exist_ok=True)  # FSDP saves sharded weights later, in a folder of their own
+            write_card(self._card_facts(), folder)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
@@ -535,30 +536,33 @@ class CPPOTrainer(RepairedGRPOTrainer):
             weights_time=self.weights_clock.time,
         )
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """Marks what is written meanwhile as a checkpoint's, which is worth more than its card."""
-        self._saving = True
+    # Without training ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score_views(
+        self, rows: list[dict[str, Any]], completions: list[list[int]] | None = None
+    ) -> tuple[dict[str, Any], ScoringRequest]:
+        """
+        What a loss would be made of, as in an evaluation, for completions that are sampled or given; without a loss.
+
+        Args:
+            rows (`list[dict[str, Any]]` of length B): of a data set, `num_generations_eval` a prompt.
+            completions (`list[list[int]]` of length B, *optional*): token ids.
+
+        Returns:
+            The batch as TRL makes it, with `completion_ids` and `completion_mask` of shape `(B, T)`, int64; and the
+                [`ScoringRequest`], answered, with divergences at all tokens that count.
+        """
+        if self.args.cpl_coef == 0:
+            raise ValueError("With cpl_coef=0 there are no views to score; set it above 0.")
+        self.model.eval()
+        self._given = completions
         try:
-            super()._save_checkpoint(model, trial)
+            batch = self._prepare_inputs(rows)
         finally:
-            self._saving = False
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """With a card beside the weights, in checkpoints too."""
-        folder = Path(output_dir or self.args.output_dir)
-        with without_peft_card(self.accelerator.unwrap_model(self.model)):
-            super().save_model(output_dir, _internal_call)
-        # TRL leaves a checkpoint without a card. Here and not after the checkpoint is complete, for by then it may have
-        # been sent to the Hub.
-        if (output_dir is None and _internal_call) or not self.is_world_process_zero():  # a push makes the card itself
-            return
-        with decorating(f"the model card of {folder}"):
-            self._write_cards(folder)
-
-    def _write_cards(self, folder: Path) -> None:
-        output = Path(self.args.output_dir)
-        if folder.resolve() == output.resolve() or not (output / "README.md").is_file():
-            self.create_model_card()
-        if folder.resolve() != output.resolve():
-            folder.mkdir(parents=True, exist_ok=True)  # FSDP saves sharded weights later, in a folder of their own
-            write_card(self._card_facts(), folder)
+            self._given = None
+        request = dataclasses.replace(self._request_of(batch), everywhere=True)
+        with self.with_hooks(), self._asking(request), self.compute_loss_context_manager():
+            super().compute_loss(self.model, batch)
+        self._objective().answer(request)
+        return batch, request
