@@ -1,6 +1,11 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""CPPOConfig: GRPOConfig plus the settings of the Contrastive Perception Loss."""
+"""
+CPPOConfig: GRPOConfig plus the settings of the Contrastive Perception Loss.
+
+A new one that shapes the loss goes into `Objective` (`method/objective.py`) too; where it makes the loss depend on which rollouts
+share a micro-batch, into `micro_batches_matter` (`scoring/regrouping.py`); the card says it in `run/card/model_card.py`.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -36,7 +36,7 @@ from .run.rows.checks import check_datasets, images_of
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.prompts import check_all_prompts
-from .run.rows.views import RolloutImages, make_views
+from .run.rows.rollout_views import RolloutImages, make_views
 from .run.sampler_check import DIFFERENCE, SamplerCheck
 from .run.upstream import RepairedGRPOTrainer, decorating
 from .run.weights import rounded_by_default
@@ -174,8 +174,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         information_removing: View | None = None,
     ):
         args = _checked_config(args, model)
-        self.own_images = bool(tools) or environment_factory is not None  # a rollout may have some
-        if not self.own_images:  # an environment brings even the prompts
+        self.rollouts_bring_images = bool(tools) or environment_factory is not None  # a rollout may have some
+        if not self.rollouts_bring_images:  # an environment brings even the prompts
             check_datasets(train_dataset, eval_dataset)
         super().__init__(
             model=model,
@@ -205,32 +205,32 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def _make_parts(self, information_preserving: View | None, information_removing: View | None) -> None:
         """The objects that the overrides below ask, and what these remember from one call to the next."""
         args = self.args
-        self.process_views = ViewProcessor(self.model, self.processing_class)
+        self.view_processor = ViewProcessor(self.model, self.processing_class)
         self.row_images = RowImages(
-            args.max_pixels, args.min_pixels, self.process_views.to_rgb, load_paths=self.use_vllm,
-            convert=not self.process_views.converts,
+            args.max_pixels, args.min_pixels, self.view_processor.to_rgb, load_paths=self.use_vllm,
+            convert=not self.view_processor.converts,
         )  # fmt: skip
         self.view_maker = ViewMaker(
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
             seed=args.seed,
-            read=self.process_views.to_rgb,
+            read=self.view_processor.to_rgb,
         )
-        self.prefix = share_prefix(
-            self.scored_models(), args, self.aux_loss_enabled, self.own_images, self.accelerator
+        self.shared_prefix = share_prefix(
+            self.scored_models(), args, self.aux_loss_enabled, self.rollouts_bring_images, self.accelerator
         )
-        if self.prefix is not None:
-            self.model_hooks.append(self.prefix)
+        if self.shared_prefix is not None:
+            self.model_hooks.append(self.shared_prefix)
         place = self.accelerator.process_index, self.accelerator.num_processes
         self.table = CompletionsTable(self._tokenizer, *place) if self.log_completions and args.cpl_coef != 0 else None
         self.card_example: CardExample | None = None
         self.card_dataset: str | None = None
         self.weights_clock = WeightsClock()
         self.add_callback(self.weights_clock)
-        self._saving = False  # a checkpoint, which is not lost for its card
+        self._saving_checkpoint = False  # a checkpoint, which is not lost for its card
         self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
         self.rewards = torch.empty(0)
-        self._given: list[list[int]] | None = None  # completions that take the place of sampled ones
+        self._given_completions: list[list[int]] | None = None  # completions that take the place of sampled ones
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
@@ -244,7 +244,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""
-        if not self.own_images:
+        if not self.rollouts_bring_images:
             report_prompt_lengths(self.train_dataset, self.args, self.model.config, self.num_prompt_tokens)
 
     def num_prompt_tokens(self, row: dict[str, Any]) -> int:
@@ -261,9 +261,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         """Of a generation batch that TRL has shuffled and cut, the rollouts of a prompt are brought together."""
         cut = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
-        if self.prefix is None or self._buffered_inputs is cut:  # nothing was generated to be trained on
+        if self.shared_prefix is None or self._buffered_inputs is cut:  # nothing was generated to be trained on
             return inputs
-        self._buffered_inputs = self.prefix.regroup(self._buffered_inputs, self.args)
+        self._buffered_inputs = self.shared_prefix.regroup(self._buffered_inputs, self.args)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -276,13 +276,13 @@ class CPPOTrainer(RepairedGRPOTrainer):
                 self._log_completion_extra(column, values)
         with self._asking(ScoringRequest(prompts)):  # the old policy and the reference
             batch = super()._generate_and_score_completions(inputs)
-        check_image_counts(self.process_views.pixels_by_row, batch.get("num_images"))
+        check_image_counts(self.view_processor.pixels_by_row, batch.get("num_images"))
         # Lists of B entries, tensors of B entries and 0-dim tensors: TRL shuffles and splits the former by row and passes the
         # last on.
         device = batch["advantages"].device
         if self.table is not None:
             batch[TABLE_ROW] = self.table.begin(len(inputs), len(self._logs["advantages"]))
-        if self.prefix is not None:
+        if self.shared_prefix is not None:
             batch["prompt_keys"] = torch.tensor(prompts, device=device)
         if self.args.cpl_coef == 0:
             return batch
@@ -298,11 +298,13 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return super()._generate(prompts)
 
     def _generate_single_turn(self, *args, **kwargs):
-        """Completions that [`score_views`] was given are not sampled."""
-        return super()._generate_single_turn(*args, **kwargs) if self._given is None else (self._given, None)
+        """Nothing is sampled where [`score_views`] was given the completions; there are no log-probs of a sampler then."""
+        if self._given_completions is not None:
+            return self._given_completions, None
+        return super()._generate_single_turn(*args, **kwargs)
 
     def _tool_call_loop(self, *args, **kwargs):
-        """So are those that tools return: here, where TRL has set the tools of each rollout."""
+        """Images that tools return are limited as those of rows: here, where TRL has set the tools of each rollout."""
         if self.row_images.active:
             self._sync_tool_dicts = [self._limiting(tools) for tools in self._sync_tool_dicts]
             self._async_tool_dicts = [self._limiting(tools) for tools in self._async_tool_dicts]
@@ -312,7 +314,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return {name: self.row_images.tool(tool) for name, tool in tools.items()}
 
     def _calculate_rewards(self, *args, **kwargs):
-        """The gate asks for them: a positive advantage may be rounding."""
+        """Keeps the rewards, which the gate compares: a positive advantage may be rounding."""
         self.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.rewards
 
@@ -340,8 +342,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         )
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
-        if self.own_images:
-            images = (self.rollout_images or {row: None})[row] or []
+        if self.rollouts_bring_images:
+            images = (self.rollout_images[row] if self.rollout_images else None) or []
             return RolloutImages("images of the rollout", list(images), shared=False)
         return RolloutImages(*images_of(example), shared=True)
 
@@ -371,11 +373,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         with self._asking(self._request_of(inputs)) as request:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if "prompt_keys" in inputs:
-            self._metrics[self.mode][TOKEN_RATIO].append(self.prefix.token_ratio)
+            self._metrics[self.mode][TOKEN_RATIO].append(self.shared_prefix.token_ratio)
         self._compare_sampler(inputs, request)
-        if "cpl_views" not in inputs:  # cpl_coef = 0
-            return loss
-        return loss + self._contrastive_perception_loss(inputs, request, loss)
+        return loss if request.mask is None else loss + self._cpl_share(inputs, request, loss)
 
     def _request_of(self, inputs: dict[str, Any]) -> ScoringRequest:
         prompts = inputs["prompt_keys"].tolist() if "prompt_keys" in inputs else None
@@ -398,20 +398,22 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """Of the policy, with the view rows; of the old policy and the reference, which TRL scores in parts."""
-        self.attach_hooks()  # which train and evaluate have done
+        self.attach_hooks()  # for a loss that is computed by hand; train and evaluate have done it
         score = super()._get_per_token_logps_and_entropies
         scoring = bind_scoring(model, *args, **kwargs)
-        request = self._request or ScoringRequest()
-        if scoring.get("batch_size"):  # in parts
-            check_image_counts(self.process_views.pixels_by_row, scoring.get("num_images"))
-        extended = append_view_rows(scoring, request.rows, request.pairs, self.process_views)
+        request = self._request or ScoringRequest()  # who scores by hand asks nothing of ours
+        if scoring.get("batch_size"):  # of the old policy and the reference, before TRL cuts the pixels for each part
+            check_image_counts(self.view_processor.pixels_by_row, scoring.get("num_images"))
+        extended = append_view_rows(scoring, request.rows, request.pairs, self.view_processor)
         exact = self.args.cpl_divergence == "kl" and request.mask is not None
-        positions = None if self.prefix is None else self.prefix.positions
+        positions = None if self.shared_prefix is None else self.shared_prefix.positions
         with answering_exact_kl(request, extended, self._objective(), positions) if exact else nullcontext():
-            if self.prefix is None or request.prompts is None:
+            if self.shared_prefix is None or request.prompts is None:
                 logps, entropies, *rest = score(**extended)
             else:
-                logps, entropies, *rest = self.prefix.score(score, extended, view_keys(request.prompts, request.rows))
+                logps, entropies, *rest = self.shared_prefix.score(
+                    score, extended, view_keys(request.prompts, request.rows)
+                )
         request.logps, request.entropies = logps, entropies
         num_anchors = scoring["input_ids"].size(0)
         return logps[:num_anchors], entropies if entropies is None else entropies[:num_anchors], *rest
@@ -419,9 +421,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def _objective(self) -> Objective:
         return Objective.of(self.args)
 
-    def _contrastive_perception_loss(
-        self, inputs: dict[str, Any], request: ScoringRequest, policy_loss: torch.Tensor
-    ) -> torch.Tensor:
+    def _cpl_share(self, inputs: dict[str, Any], request: ScoringRequest, policy_loss: torch.Tensor) -> torch.Tensor:
         """The micro-batch's share of λ · CPL, a 0-dim tensor."""
         steps = self.current_gradient_accumulation_steps if self.model.training else 1
         # The gated rows of the generation batch, rescaled to one optimizer window as TRL's dapo loss rescales tokens.
@@ -462,8 +462,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         if sums is not None:
             values = cpl_metrics(sums, self.args.cpl_reduction)
             self._metrics[self.mode].update({name: [value] for name, value in values.items()})
-        if self.prefix is not None and self.model.training and self.args.cpl_coef != 0:
-            self.prefix.warn_if_plain(self._metrics["train"].get(TOKEN_RATIO, []))
+        if self.shared_prefix is not None and self.model.training and self.args.cpl_coef != 0:
+            self.shared_prefix.warn_if_plain(self._metrics["train"].get(TOKEN_RATIO, []))
         if self.table is not None:
             self.table.fill(self._logs["extra"][PERCEPTION_TOKENS])
         super().log(logs, start_time)
@@ -472,11 +472,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Marks what is written meanwhile as a checkpoint's, which is worth more than its card."""
-        self._saving = True
+        self._saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._saving = False
+            self._saving_checkpoint = False
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """With a card beside the weights, in checkpoints too."""
@@ -503,9 +503,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
     ) -> None:
         """
         Write `README.md` into the output folder; see [`~trl_cppo.run.card.write_card`]. TRL calls this at every
-        checkpoint and before every upload. What fails raises, but for a checkpoint, which is saved without its card then.
+        checkpoint and before every upload. What fails raises, but in a checkpoint or `save_model`, which must not be lost for a
+        card.
         """
-        with decorating("the model card") if self._saving else nullcontext():
+        with decorating("the model card") if self._saving_checkpoint else nullcontext():
             super().create_model_card(model_name, dataset_name, tags)
             if self.is_world_process_zero():
                 if is_hub_id(dataset_name):
@@ -516,7 +517,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         """What the main process knows, once TRL has written its own card."""
         args, example = self.args, self.card_example
         if example is not None:
-            example = example.as_seen(args.max_pixels, args.min_pixels, self.process_views.to_rgb)
+            example = example.as_seen(args.max_pixels, args.min_pixels, self.view_processor.to_rgb)
         return CardFacts(
             args=args,
             state=self.state,
@@ -543,7 +544,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self, rows: list[dict[str, Any]], completions: list[list[int]] | None = None
     ) -> tuple[dict[str, Any], ScoringRequest]:
         """
-        What a loss would be made of, as in an evaluation, for completions that are sampled or given; without a loss.
+        What a loss would be made of, as in an evaluation, for completions that are sampled or given; without a loss. For a
+        trainer that is used for nothing else: the model stays in evaluation mode, and the rollouts count in its metrics and table.
 
         Args:
             rows (`list[dict[str, Any]]` of length B): of a data set, `num_generations_eval` a prompt.
@@ -556,11 +558,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         if self.args.cpl_coef == 0:
             raise ValueError("With cpl_coef=0 there are no views to score; set it above 0.")
         self.model.eval()
-        self._given = completions
+        self._given_completions = completions
         try:
             batch = self._prepare_inputs(rows)
         finally:
-            self._given = None
+            self._given_completions = None
         request = dataclasses.replace(self._request_of(batch), everywhere=True)
         with self.with_hooks(), self._asking(request), self.compute_loss_context_manager():
             super().compute_loss(self.model, batch)

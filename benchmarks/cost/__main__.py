@@ -118,7 +118,7 @@ class Bench:
     def _every_row(self, batch: dict[str, Any]) -> torch.Tensor:
         pairs = [self.cppo.view_maker([row["image"]], place // GROUP) for place, row in enumerate(self.inputs)]
         views = [[pair.preserved for pair in pairs], [pair.removed for pair in pairs]]
-        pixels = [self.cppo.process_views(images)["pixel_values"] for images in views]
+        pixels = [self.cppo.view_processor(images)["pixel_values"] for images in views]
         loss = self.grpo.compute_loss(self.model, batch)
         return loss + score_views_apart(self.grpo, self.model, batch, pixels)
 
@@ -141,7 +141,7 @@ def view_seconds(bench: Bench) -> dict[str, float]:
     images = [pair.preserved for pair in gated.values()] + [pair.removed for pair in gated.values()]
     return {
         "transforms": seconds(lambda: [bench.cppo.view_maker(images, prompt) for prompt, images in prompts.items()]),
-        "image_processing": seconds(lambda: bench.cppo.process_views(images)) if images else 0.0,
+        "image_processing": seconds(lambda: bench.cppo.view_processor(images)) if images else 0.0,
     }
 
 

@@ -39,8 +39,8 @@ class TrackingProbe(Probe):
         super().__init__(*args, **kwargs)
         self.track: list[dict[str, float]] = []
 
-    def _contrastive_perception_loss(self, inputs, request, policy_loss):
-        share = super()._contrastive_perception_loss(inputs, request, policy_loss)
+    def _cpl_share(self, inputs, request, policy_loss):
+        share = super()._cpl_share(inputs, request, policy_loss)
         if self.state.global_step % self.every == 0:
             ratios = gradient_ratios(scored(self, inputs), self.args.cpl_coef)
             self.track.append({"step": self.state.global_step + 1} | ratios)

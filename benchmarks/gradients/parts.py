@@ -33,8 +33,8 @@ class Probe(CPPOTrainer):
         with observed_head(lambda arguments, results: setattr(self, "head", arguments[:2])):
             return score(model, *args, **kwargs)
 
-    def _contrastive_perception_loss(self, inputs, request, policy_loss):
-        share = super()._contrastive_perception_loss(inputs, request, policy_loss)
+    def _cpl_share(self, inputs, request, policy_loss):
+        share = super()._cpl_share(inputs, request, policy_loss)
         self.request, self.policy_loss, self.contrast = request, policy_loss, share / self.args.cpl_coef
         return share
 

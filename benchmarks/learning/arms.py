@@ -44,9 +44,7 @@ class PAPOTrainer(CPPOTrainer):
 
     eta = 0.03  # both entropies' weight in PAPO's scripts
 
-    def _contrastive_perception_loss(
-        self, inputs: dict[str, Any], request: Any, policy_loss: torch.Tensor
-    ) -> torch.Tensor:
+    def _cpl_share(self, inputs: dict[str, Any], request: Any, policy_loss: torch.Tensor) -> torch.Tensor:
         if not request.entropies.requires_grad:
             raise RuntimeError("PAPO's double entropy loss needs entropies with a gradient; this TRL gives none.")
         logps, _, masked_logps = split_scores(request.logps, request.entropies, request.rows).logps

@@ -201,11 +201,11 @@ class ShapeBench:
         batch = make_batch(model.config, rows, gated, process)
         if arm.startswith("cppo_shared"):
             batch["prompt_keys"] = torch.arange(len(rows)) // (group or len(rows))
-            self.trainer.prefix.attach(model)
+            self.trainer.shared_prefix.attach(model)
         plain = {key: value for key, value in batch.items() if key not in ("cpl_views", "num_gated_rows")}
 
         def loss() -> torch.Tensor:
-            self.trainer.process_views = process
+            self.trainer.view_processor = process
             self.trainer.args.cpl_divergence = "kl" if arm.endswith("_kl") else "k3"
             value = self.trainer.compute_loss(model, batch if arm.startswith("cppo") else plain)
             if arm == "every_row":

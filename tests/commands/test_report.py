@@ -37,8 +37,8 @@ def saved(folders):
 def training_scores(trainer):
     """What the loss of one generation batch computes: by rollout, its data set row, tokens and scores."""
     noted = []
-    loss = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+    loss = trainer._cpl_share
+    trainer._cpl_share = lambda inputs, request, policy_loss: (
         noted.append(request),
         loss(inputs, request, policy_loss),
     )[1]
@@ -68,8 +68,8 @@ def test_the_exact_kl_is_that_of_the_trainer_and_shown_at_every_token(tmp_path, 
         information_preserving=get_view("gaussian_blur"), information_removing=blank,
     )  # fmt: skip
     scorer = ViewScorer(saved("qwen2_5_vl"), dataset, cpl_divergence="kl", **VIEWS)
-    requests, loss = [], trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+    requests, loss = [], trainer._cpl_share
+    trainer._cpl_share = lambda inputs, request, policy_loss: (
         requests.append(request),
         loss(inputs, request, policy_loss),
     )[1]

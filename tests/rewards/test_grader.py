@@ -150,7 +150,7 @@ def test_the_worker_is_light(patient):
     maps = Path(f"/proc/{patient._process.pid}/maps").read_text()
     assert "torch" not in maps and "cuda" not in maps and "python" in maps
     command = Path(f"/proc/{patient._process.pid}/cmdline").read_bytes().split(b"\0")
-    assert command[2].endswith(b"grading_worker.py")
+    assert command[2].endswith(b"worker.py")
 
 
 def test_threads_and_forked_processes_have_the_right_replies(patient):

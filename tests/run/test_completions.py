@@ -245,7 +245,7 @@ LOGGED_RUN = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_completions_table import table_trainer
+from test_completions import table_trainer
 from trl_cppo import CPPOTrainer
 
 torch.manual_seed(0)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of the sampler's log-probabilities with the trainer's. With a real engine: tests/vllm_engine."""
+"""The comparison of the sampler's log-probabilities with the trainer's. With a real engine: tests/project/vllm_engine."""
 
 import pytest
 import torch

@@ -53,8 +53,8 @@ def test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind):
         information_removing=lambda image, generator: ImageOps.invert(image),
     )  # fmt: skip
     requests = []
-    original = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+    original = trainer._cpl_share
+    trainer._cpl_share = lambda inputs, request, policy_loss: (
         requests.append(request),
         original(inputs, request, policy_loss),
     )[1]

@@ -42,8 +42,8 @@ def uneven(batch):
 def scores_and_gradients(trainer, batch):
     """Log-probabilities and entropies `(B + 2N, T)`, the loss, the gradients, and the rows of each forward."""
     requests, rows = [], []
-    original = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+    original = trainer._cpl_share
+    trainer._cpl_share = lambda inputs, request, policy_loss: (
         requests.append(request),
         original(inputs, request, policy_loss),
     )[1]
@@ -55,7 +55,7 @@ def scores_and_gradients(trainer, batch):
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     count.remove()
-    trainer._contrastive_perception_loss = original
+    trainer._cpl_share = original
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
     [request] = requests
     return request.logps.detach(), request.entropies.detach(), loss.detach(), gradients, rows
@@ -259,7 +259,7 @@ def test_other_obstacles_are_refused_with_a_way_out(tmp_path, change, settings, 
             with pytest.raises(ValueError, match=reason):
                 make_trainer(tmp_path, model=model, share_prefix=share, **settings)
         else:
-            assert not make_trainer(tmp_path, model=model, share_prefix=share, **settings).prefix
+            assert not make_trainer(tmp_path, model=model, share_prefix=share, **settings).shared_prefix
 
 
 def test_a_reference_that_cannot_is_an_obstacle_too(tmp_path):

@@ -79,8 +79,8 @@ def score(trainer):
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
     seen = []
-    cpl = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda inputs, request, policy_loss: (
+    cpl = trainer._cpl_share
+    trainer._cpl_share = lambda inputs, request, policy_loss: (
         seen.append(request),
         cpl(inputs, request, policy_loss),
     )[1]

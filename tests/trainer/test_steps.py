@@ -128,7 +128,7 @@ def test_whether_auto_packs_is_foreseen(tmp_path):
             batch = generation_batch(trainer)
             trainer.compute_loss(trainer.model, batch)
             packs = trainer._metrics["train"][TOKEN_RATIO].pop() < 1
-            assert trainer.prefix.will_pack(batch) == packs
+            assert trainer.shared_prefix.will_pack(batch) == packs
             packed.add(packs)
     assert packed == {True, False}
 

@@ -302,8 +302,8 @@ def test_an_empty_selection_is_zero_and_connected(tmp_path, monkeypatch):
         lambda entropies, *args, **kwargs: torch.zeros_like(entropies).bool(),
     )
     parts = []
-    cpl = trainer._contrastive_perception_loss
-    trainer._contrastive_perception_loss = lambda *args: parts.append(cpl(*args)) or parts[-1]
+    cpl = trainer._cpl_share
+    trainer._cpl_share = lambda *args: parts.append(cpl(*args)) or parts[-1]
     loss_and_gradients(trainer, batch)
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The exact KL(anchor ‖ view) over the vocabulary, from hidden states, without ever holding all logits.
+"""The exact KL(anchor ‖ view) over the vocabulary, from hidden states (`scoring/head.py` has them), without ever holding all logits.
 
 Shapes: `N` tokens, `K` views, `H` hidden units, `V` vocabulary. The logits of a token are `transform(hidden · weightᵀ +
 bias)`; a tile of `chunk_size` columns of them exists at a time, in the forward and, made again, in the backward.

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Which rollouts did better than their group: the gate of CPPO (arXiv 2601.00501), free of TRL.
+"""
+Which rollouts did better than their group: the condition that is CPPO's own (arXiv 2601.00501) among those of the gate, which
+[`~trl_cppo.CPPOTrainer`] puts together in `_gated`.
 
 Shapes: `R` rollouts of all processes, groups of `G` after one another, `F` reward functions.
 """

@@ -160,7 +160,8 @@ def contrastive_perception_loss(
     divergence: str = "k3",
 ) -> torch.Tensor:
     """
-    The Contrastive Perception Loss of each token: softplus((d⁺ − d⁻) / τ).
+    The Contrastive Perception Loss of each token, softplus((d⁺ − d⁻) / τ), from log-probabilities. The trainer, which has the
+    divergences of the selected tokens already, calls [`divergence_contrast`].
 
     It is InfoNCE with the information-preserving view as the one positive and the information-removing view as the one
     negative, −log(e^(−d⁺/τ) / (e^(−d⁺/τ) + e^(−d⁻/τ))), d⁺ and d⁻ being [`token_divergence`] from the anchor to each.

@@ -16,6 +16,13 @@ def _quotient(total: float, count: float) -> float:
     return total / count if count else float("nan")
 
 
+# What each process adds up in a micro-batch. Squares of gradients stand among them for the bound's sake, which needs the totals.
+SUMS = (
+    "row_loss", "token_loss", "gated", "rows", "tokens", "selected", "shift", "preserved", "removed", "correct", "policy_gradient",
+    "cpl_gradient",
+)  # fmt: skip
+
+
 class WindowSums:
     """
     Sums over the micro-batches of a logging step. Of a quotient's two parts, so that a micro-batch counts by what is in it: the
@@ -26,7 +33,7 @@ class WindowSums:
         self._sums: torch.Tensor | None = None
 
     def add(self, sums: torch.Tensor) -> None:
-        """Of one micro-batch and all processes, shape `(12,)`, as [`cpl_metrics`] takes them; on the CPU."""
+        """Of one micro-batch and all processes, in the order of [`SUMS`]; on the CPU."""
         sums = sums.double()  # counts of tokens outgrow float32
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -44,6 +51,8 @@ def cpl_sums(
     divergences: tuple[torch.Tensor, torch.Tensor],
     token_loss: torch.Tensor,
     num_rows: int,
+    policy_gradient: torch.Tensor,
+    cpl_gradient: torch.Tensor,
 ) -> torch.Tensor:
     """
     Sums and counts of one micro-batch on one process.
@@ -55,25 +64,28 @@ def cpl_sums(
         divergences (`tuple[torch.Tensor, torch.Tensor]`, each of shape `(N, T)`, float): d⁺ and d⁻, 0 where not selected.
         token_loss (`torch.Tensor` of shape `(N, T)`, float): the CPL of each token.
         num_rows (`int`): rows of the micro-batch, gated or not.
+        policy_gradient, cpl_gradient (`torch.Tensor`, 0-dim): [`~trl_cppo.method.losses.squared_gradients`] of L_GRPO and λ · CPL.
 
     Returns:
-        `torch.Tensor` of shape `(10,)`, float32: the first ten of what [`cpl_metrics`] reads.
+        `torch.Tensor` of shape `(len(SUMS),)`, float32, in the order of [`SUMS`].
     """
     to_preserved, to_removed = divergences
     shift = (scores.removed_entropies.float() - scores.entropies.float()).masked_fill(~completion_mask, 0.0)
-    sums = [
-        masked_mean(token_loss, selected, dim=1).sum(),
-        token_loss.masked_fill(~selected, 0.0).sum(),
-        torch.tensor(len(token_loss)),
-        torch.tensor(num_rows),
-        completion_mask.sum(),
-        selected.sum(),
-        shift.sum(),
-        to_preserved.sum(),
-        to_removed.sum(),
-        ((to_preserved < to_removed) & selected).sum(),
-    ]
-    return torch.stack([value.to(selected.device, torch.float32) for value in sums])
+    sums = {
+        "row_loss": masked_mean(token_loss, selected, dim=1).sum(),
+        "token_loss": token_loss.masked_fill(~selected, 0.0).sum(),
+        "gated": torch.tensor(len(token_loss)),
+        "rows": torch.tensor(num_rows),
+        "tokens": completion_mask.sum(),
+        "selected": selected.sum(),
+        "shift": shift.sum(),
+        "preserved": to_preserved.sum(),
+        "removed": to_removed.sum(),
+        "correct": ((to_preserved < to_removed) & selected).sum(),
+        "policy_gradient": policy_gradient,
+        "cpl_gradient": cpl_gradient,
+    }
+    return torch.stack([sums[name].to(selected.device, torch.float32) for name in SUMS])
 
 
 def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
@@ -81,23 +93,24 @@ def cpl_metrics(sums: torch.Tensor, reduction: str) -> dict[str, float]:
     The metrics from the sums of all processes.
 
     Args:
-        sums (`torch.Tensor` of shape `(12,)`, float): added-up results of [`cpl_sums`], then those of
-            [`~trl_cppo.method.losses.squared_gradients`] for the policy loss and for λ · CPL.
+        sums (`torch.Tensor` of shape `(len(SUMS),)`, float): added-up results of [`cpl_sums`].
         reduction (`str`): `args.cpl_reduction`; `cpl/loss` is the mean over gated rows or over perception tokens.
 
     Returns:
         `dict[str, float]`: the same keys whatever the sums; NaN where nothing can be averaged.
     """
-    row_loss, token_loss, gated, rows, tokens, selected, shift, preserved, removed, correct, *squares = sums.tolist()
+    of = dict(zip(SUMS, sums.tolist(), strict=True))
     # A gated row without a perception token has a loss of 0, in either reduction.
-    loss = (row_loss, gated) if reduction == "sequence" else (token_loss, max(selected, 1.0) if gated else 0)
+    by_row = of["row_loss"], of["gated"]
+    by_token = of["token_loss"], max(of["selected"], 1.0) if of["gated"] else 0
+    ratio = _quotient(of["cpl_gradient"], of["policy_gradient"]) ** 0.5 if of["gated"] else float("nan")
     return {
-        "cpl/loss": _quotient(*loss),
-        "cpl/gated_ratio": _quotient(gated, rows),
-        "cpl/perception_ratio": _quotient(selected, tokens),
-        "cpl/entropy_shift": _quotient(shift, tokens),
-        "cpl/divergence_preserved": _quotient(preserved, selected),
-        "cpl/divergence_removed": _quotient(removed, selected),
-        "cpl/contrast_accuracy": _quotient(correct, selected),
-        "cpl/gradient_ratio": _quotient(squares[1], squares[0]) ** 0.5 if gated else float("nan"),
+        "cpl/loss": _quotient(*(by_row if reduction == "sequence" else by_token)),
+        "cpl/gated_ratio": _quotient(of["gated"], of["rows"]),
+        "cpl/perception_ratio": _quotient(of["selected"], of["tokens"]),
+        "cpl/entropy_shift": _quotient(of["shift"], of["tokens"]),
+        "cpl/divergence_preserved": _quotient(of["preserved"], of["selected"]),
+        "cpl/divergence_removed": _quotient(of["removed"], of["selected"]),
+        "cpl/contrast_accuracy": _quotient(of["correct"], of["selected"]),
+        "cpl/gradient_ratio": ratio,
     }

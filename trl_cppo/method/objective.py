@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .losses import divergence_contrast, masked_mean, perception_token_mask, sampled_divergences, squared_gradients
-from .metrics import cpl_sums
+from .metrics import SUMS, cpl_sums
 from .request import ScoringRequest, ViewScores, split_scores
 
 
@@ -34,7 +34,7 @@ class Objective:
         return cls(**{setting.name: getattr(args, setting.name) for setting in fields(cls)})
 
     def select(self, entropies: torch.Tensor, removed_entropies: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The perception tokens; see [`~method.losses.perception_token_mask`]."""
+        """The perception tokens; see [`~trl_cppo.method.losses.perception_token_mask`]."""
         return perception_token_mask(
             entropies,
             removed_entropies,
@@ -77,8 +77,8 @@ class Objective:
             num_gated (`torch.Tensor`, 0-dim): gated rows of an optimizer step, on average over the processes.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: the share, 0-dim, with its gradient; and the sums `(12,)` of this process that
-                [`~method.metrics.cpl_metrics`] reads.
+            `tuple[torch.Tensor, torch.Tensor]`: the share, 0-dim, with its gradient; and the sums of this process that
+                [`~trl_cppo.method.metrics.cpl_metrics`] reads.
         """
         exact = request.divergences is not None
         scores = self.answer(request)
@@ -95,8 +95,8 @@ class Objective:
         if exact:  # it comes from hidden states: what it does to the log-probs is told by its estimate
             estimates = sampled_divergences(scores.logps, request.selected, "k3")
             at_logps = share_of(divergence_contrast(*estimates, self.cpl_temperature))
-        sums = cpl_sums(scores, request.mask, request.selected, request.divergences, loss, num_rows)
-        return share, torch.cat([sums, squared_gradients((policy_loss, at_logps), request.logps)])
+        squares = squared_gradients((policy_loss, at_logps), request.logps)
+        return share, cpl_sums(scores, request.mask, request.selected, request.divergences, loss, num_rows, *squares)
 
     def bounded(self, share: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
         """
@@ -104,7 +104,8 @@ class Objective:
         too, gets none: the bound holds there as well.
         """
         limit = self.cpl_max_gradient_ratio
-        policy_norm, share_norm = totals[-2:].sqrt().tolist()
+        squares = [totals[SUMS.index(name)] for name in ("policy_gradient", "cpl_gradient")]
+        policy_norm, share_norm = torch.stack(squares).sqrt().tolist()
         if limit is None or share_norm <= limit * policy_norm:
             return share
         return share * (limit * policy_norm / share_norm)

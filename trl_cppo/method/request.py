@@ -34,7 +34,7 @@ def split_scores(logps: torch.Tensor, entropies: torch.Tensor, rows: list[int]) 
     Take the results of an extended batch apart.
 
     Args:
-        logps (`torch.Tensor` of shape `(B + 2N, T)`): log-probabilities in the order of [`~scoring.view_rows.append_view_rows`].
+        logps (`torch.Tensor` of shape `(B + 2N, T)`): log-probabilities in the order of [`~trl_cppo.scoring.view_rows.append_view_rows`].
         entropies (`torch.Tensor` of shape `(B + 2N, T)`): entropies, likewise.
         rows (`list[int]` of length N): the anchor rows that have views.
     """

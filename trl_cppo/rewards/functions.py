@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards that CPPO's authors use and TRL does not ship."""
+"""Rewards that CPPO's authors use and TRL does not ship. What a command line may call them: `commands/loading.py`."""
 
 import logging
 import time

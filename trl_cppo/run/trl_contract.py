@@ -237,7 +237,7 @@ def _code_changes() -> Iterator[str]:
 
 def _replaced(ours: type, theirs: type, knowingly: Collection[str] = ()) -> Iterator[str]:
     """Names of TRL's class that our subclasses of it define without knowing that they replace something."""
-    own = _names(cls for cls in ours.__mro__ if cls.__module__.startswith(f"{__package__}."))
+    own = _names(cls for cls in ours.__mro__ if cls.__module__.startswith("trl_cppo."))
     for name in sorted(own & _names(theirs.__mro__) - set(knowingly)):
         if not name.startswith("__"):
             yield f"{theirs.__name__} has a {name} of its own, which {ours.__name__} would replace"

@@ -1,6 +1,9 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Repairs of faults in TRL and transformers that would lose a CPPO run. Delete each once it is mended upstream."""
+"""
+Repairs of faults in TRL and transformers that would lose a CPPO run, to be deleted one by one as they are mended upstream, and
+the few things that CPPOTrainer builds on.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -35,7 +38,13 @@ _GIVEN = "_trl_cppo_given"  # an entry of a row that `_hide_missing_images` chan
 
 
 class RepairedGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer without the faults that the methods below name (trl 1.16, transformers 5.23)."""
+    """
+    GRPOTrainer without the faults that the overrides below name (trl 1.16, transformers 5.23).
+
+    Attributes:
+        model_hooks (`list`): each with `attach(model)` and `detach()`; on policy and reference while `train` or `evaluate` runs.
+        rollout_images (`list`, *optional*): of each rollout that was generated last, or `None`: if the batch has none.
+    """
 
     def __init__(self, *args, **kwargs):
         check_trl(type(self), kwargs)
@@ -54,9 +63,11 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self._rows_are_suspected = True
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
-        self.model_hooks = [imageless]  # each with `attach(model)` and `detach()`
+        self.model_hooks = [imageless]
         self._hooks_attached = False
         self._runs = 0  # that are going on: 2 in an evaluation during the training
+
+    # What CPPOTrainer builds on; no repair ---------------------------------------------------------------------------
 
     @property
     def mode(self) -> str:
@@ -111,6 +122,12 @@ class RepairedGRPOTrainer(GRPOTrainer):
             if self._runs == 0:
                 self.detach_hooks()
 
+    def evaluation_loop(self, *args, **kwargs):  # of `evaluate` and `predict`
+        with self.with_hooks():
+            return super().evaluation_loop(*args, **kwargs)
+
+    # Starting a run --------------------------------------------------------------------------------------------------
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         # Trainer takes the checkpoint with the highest number, also if a kill or a full disk cut its writing short.
         if resume_from_checkpoint is True:
@@ -124,10 +141,6 @@ class RepairedGRPOTrainer(GRPOTrainer):
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
             logger.warning("load_best_model_at_end: no checkpoint was the best. The model has its last weights.")
         return output
-
-    def evaluation_loop(self, *args, **kwargs):  # of `evaluate` and `predict`
-        with self.with_hooks():
-            return super().evaluation_loop(*args, **kwargs)
 
     def _check_state(self, folder: Path) -> None:
         """Say what a checkpoint does not hold besides weights, which Trainer passes over in silence. A collective operation."""
@@ -143,6 +156,33 @@ class RepairedGRPOTrainer(GRPOTrainer):
                 "processes): training goes on with its weights, and with these anew."
             )
 
+    def _check_shards(self, folder: Path) -> None:
+        """Before anything is read: where one process alone does not find its part, the others wait for it."""
+        if self.is_deepspeed_enabled:
+            backend, shards = "DeepSpeed", "global_step*"
+        elif self.is_fsdp_enabled:
+            backend, shards = "FSDP", f"{FSDP_MODEL_NAME}*"
+        else:
+            return
+        if not any(folder.glob(shards)):
+            raise ValueError(
+                f"{folder} holds no state of {backend} (save_only_model), which reads nothing else back. To train its weights "
+                "on from step 0, pass the folder as the model."
+            )
+
+    def _prepare_for_training(self, *args, **kwargs):
+        with checked_loading(self.model):  # of DeepSpeed's and FSDP's checkpoints, leniently where there are adapters
+            return super()._prepare_for_training(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        # Trainer compares keys as they are and passes over those that are missing or left over; more in weights.py.
+        if self.is_fsdp_enabled:  # shards keep their names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            restore(self.model if model is None else model, resume_from_checkpoint)
+
+    # A generation batch ----------------------------------------------------------------------------------------------
+
     def _get_dataloader(self, dataset: Any, description: str, *args, **kwargs) -> DataLoader:
         # Reading errors of `datasets` name neither row nor column.
         if isinstance(dataset, Dataset):
@@ -151,9 +191,9 @@ class RepairedGRPOTrainer(GRPOTrainer):
         return super()._get_dataloader(dataset, description, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        # Nor do the errors of TRL's prompts, of image processors and of rewards.
+        # Errors of TRL's prompts, of image processors and of rewards name no row.
         rows = [{key: value for key, value in example.items() if key != ROW_PLACE} for example in inputs]
-        # And TRL gathers the images of those processes alone that have some, so that one without any hangs.
+        # TRL gathers the images of those processes alone that have some, so that one without any hangs.
         log_images = self.log_multimodal and self.accelerator.num_processes > 1
         self.log_multimodal = self.log_multimodal and not log_images
         self._rows_are_suspected = True
@@ -181,6 +221,16 @@ class RepairedGRPOTrainer(GRPOTrainer):
         placeholders = placeholder_texts(self.model, self.processing_class)
         return find_row_fault(inputs, self.processing_class.image_processor, placeholders)
 
+    def _tokenize_prompts(self, prompts: list[Any]):
+        # TRL marks the text-only rows of a mixed batch with None, which image processors have refused since
+        # transformers 5 ("only a single or a list of entries is supported").
+        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
+        if images is not None:
+            images = [row_images or [] for row_images in images]
+        # Gemma 4's processor pads the prompts of a batch unasked, and TRL would take the padding for tokens of theirs.
+        prompt_ids, multimodal_fields = _unpadded(prompt_ids, multimodal_fields, self._tokenizer.pad_token_id)
+        return prompt_ids, images, multimodal_fields
+
     def _generate(self, prompts: list[Any]):
         output = super()._generate(prompts)
         *_, self.rollout_images, _ = output  # with what tools and environments added
@@ -201,39 +251,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self._rows_are_suspected = False  # their prompts and images went through the processor
         return super()._calculate_rewards(_as_given(inputs), *args, **kwargs)
 
-    def _tokenize_prompts(self, prompts: list[Any]):
-        # TRL marks the text-only rows of a mixed batch with None, which image processors have refused since
-        # transformers 5 ("only a single or a list of entries is supported").
-        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
-        if images is not None:
-            images = [row_images or [] for row_images in images]
-        # Gemma 4's processor pads the prompts of a batch unasked, and TRL would take the padding for tokens of theirs.
-        prompt_ids, multimodal_fields = _unpadded(prompt_ids, multimodal_fields, self._tokenizer.pad_token_id)
-        return prompt_ids, images, multimodal_fields
-
-    def _check_shards(self, folder: Path) -> None:
-        """Before anything is read: where one process alone does not find its part, the others wait for it."""
-        if self.is_deepspeed_enabled:
-            backend, shards = "DeepSpeed", "global_step*"
-        elif self.is_fsdp_enabled:
-            backend, shards = "FSDP", f"{FSDP_MODEL_NAME}*"
-        else:
-            return
-        if not any(folder.glob(shards)):
-            raise ValueError(
-                f"{folder} holds no state of {backend} (save_only_model), which reads nothing else back. To train its weights "
-                "on from step 0, pass the folder as the model."
-            )
-
-    def _prepare_for_training(self, *args, **kwargs):
-        with checked_loading(self.model):  # of DeepSpeed's and FSDP's checkpoints, leniently where there are adapters
-            return super()._prepare_for_training(*args, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
-        if self.is_fsdp_enabled:  # shards keep their names
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            restore(self.model if model is None else model, resume_from_checkpoint)
+    # What is told ----------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         # TRL logs metrics, then writes and prints the table, in one method: errors of the latter alone are a warning.
@@ -251,14 +269,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
             with decorating("the table of completions"):
                 raise
 
-    def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            self._check_shards(Path(self.state.best_model_checkpoint))
-            with checked_loading(self.model):
-                super()._load_best_model()
-        else:
-            restore(self.model, self.state.best_model_checkpoint)
-        self._last_loaded_step = -1  # TRL pushes weights to vLLM where the step has changed, which it has not here
+    # Checkpoints and uploads -----------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
         # A checkpoint cut short by a full disk would be taken for the last one, and keeps the disk full.
@@ -272,6 +283,16 @@ class RepairedGRPOTrainer(GRPOTrainer):
                     f"{folder} could not be written whole and was removed. Older checkpoints are untouched."
                 )
             raise
+
+    def _load_best_model(self) -> None:
+        # As when a checkpoint is read to resume from.
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            self._check_shards(Path(self.state.best_model_checkpoint))
+            with checked_loading(self.model):
+                super()._load_best_model()
+        else:
+            restore(self.model, self.state.best_model_checkpoint)
+        self._last_loaded_step = -1  # TRL pushes weights to vLLM where the step has changed, which it has not here
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         self._tell_failed_uploads()  # the next ones take their place

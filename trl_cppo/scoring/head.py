@@ -110,13 +110,13 @@ def answering_exact_kl(
     positions: Callable[[int], torch.Tensor | None] | None = None,
 ) -> AbstractContextManager:
     """
-    While this is open, the scoring forward fills in the request's selection and divergences ([`~method.objective.Objective.answer`]).
+    While this is open, the scoring forward fills in the request's selection and divergences ([`~trl_cppo.method.objective.Objective.answer`]).
 
     Args:
         request ([`ScoringRequest`]): of a loss.
         scoring (`dict[str, Any]`): the arguments of the scoring, with the view rows.
         objective ([`Objective`]): selects the perception tokens.
-        positions (`Callable`, *optional*): see [`~scoring.shared_prefix.SharedPrefix.positions`].
+        positions (`Callable`, *optional*): see [`~trl_cppo.scoring.shared_prefix.SharedPrefix.positions`].
     """
 
     def observe(arguments: tuple, results: tuple) -> None:

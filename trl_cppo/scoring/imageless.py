@@ -1,6 +1,10 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What a scoring forward does where none of its rows has an image.
+"""
+What a scoring forward does where none of its rows has an image.
+
+Before it, a row without an image meets `run/rows/checks.py` (which images are a row's), `run/upstream.py` (None and [] in what TRL
+takes), `scoring/families.py` (mixtures that TRL would cut wrongly) and `run/rows/rollout_views.py` (no views, so no CPL).
 
 Shapes: `B` rows of the forward, `L` tokens of prompt and completion.
 """

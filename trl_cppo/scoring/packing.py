@@ -92,7 +92,7 @@ def same_prompts(scoring: dict[str, Any], keys: list[Hashable], pixels_by_row: b
     Args:
         scoring (`dict[str, Any]`): arguments of `GRPOTrainer._get_per_token_logps_and_entropies` by name.
         keys (`list[Hashable]` of length B): which rows should be of one prompt.
-        pixels_by_row (`bool`): see [`~scoring.families.ViewProcessor`].
+        pixels_by_row (`bool`): see [`~trl_cppo.scoring.families.ViewProcessor`].
     """
     first_of: dict[Hashable, int] = {}
     firsts = [first_of.setdefault(key, row) for row, key in enumerate(keys)]

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Scoring the rollouts of one prompt behind one copy of it. It knows nothing of the loss.
+"""Scoring the rollouts of one prompt behind one copy of it: the same log-probs, whatever is then done with them.
 
 Shapes: `B` rows of a scoring, `S` tokens of prompt and completion, `T` completion tokens.
 """
@@ -184,7 +184,11 @@ class SharedPrefix:
 
 
 def share_prefix(
-    models: list[PreTrainedModel], args: CPPOConfig, has_aux_loss: bool, own_images: bool, accelerator: Accelerator
+    models: list[PreTrainedModel],
+    args: CPPOConfig,
+    has_aux_loss: bool,
+    rollouts_bring_images: bool,
+    accelerator: Accelerator,
 ) -> SharedPrefix | None:
     """
     What scores the rollouts of a prompt behind one copy of it, as `args.share_prefix` says; `None` where each has a row of its
@@ -197,7 +201,7 @@ def share_prefix(
     if not args.share_prefix or (args.share_prefix == "auto" and args.cpl_coef == 0):
         return None
     always = args.share_prefix is True
-    obstacle = packing_obstacle(models, args, has_aux_loss, own_images)
+    obstacle = packing_obstacle(models, args, has_aux_loss, rollouts_bring_images)
     if obstacle is None:
         if always and window_size(args) < args.steps_per_generation:
             logger.warning(_REGROUPED.format(args.steps_per_generation))
@@ -209,7 +213,7 @@ def share_prefix(
 
 
 def packing_obstacle(
-    models: list[PreTrainedModel], args: CPPOConfig, has_aux_loss: bool, own_images: bool
+    models: list[PreTrainedModel], args: CPPOConfig, has_aux_loss: bool, rollouts_bring_images: bool
 ) -> str | None:
     """
     Why the rollouts of a prompt cannot share its prefix in a run, or `None` if they can.
@@ -217,9 +221,9 @@ def packing_obstacle(
     Args:
         models (`list[PreTrainedModel]`): the policy and, if there is one, the reference.
         has_aux_loss (`bool`): whether the router's auxiliary loss is on.
-        own_images (`bool`): whether a rollout may have images of its own, from tools or environments.
+        rollouts_bring_images (`bool`): whether a rollout may have images of its own, from tools or environments.
     """
-    if own_images:
+    if rollouts_bring_images:
         return "tools and environments may put images into completions"
     if args.neftune_noise_alpha is not None:
         return "NEFTune's noise depends on the length of a row; unset neftune_noise_alpha"

@@ -30,7 +30,7 @@ def append_view_rows(
         pairs (`list[ViewPair]` of length N):
             Their views.
         process (`ViewProcessor`):
-            Makes the pixel tensors of the views as the anchor's were made, see [`~scoring.families.ViewProcessor`].
+            Makes the pixel tensors of the views as the anchor's were made, see [`~trl_cppo.scoring.families.ViewProcessor`].
 
     Returns:
         `dict[str, Any]`: the extended arguments; `scoring` itself where N = 0.

@@ -250,7 +250,7 @@ def make_trainer(run: Run, folder: Path) -> CPPOTrainer:
     )
     trainer.scenario = run.scenario
     if run.plain:
-        trainer.prefix._row_obstacle = lambda *scoring: "for this test"
+        trainer.shared_prefix._row_obstacle = lambda *scoring: "for this test"
     return trainer
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes under DDP, each with an engine of its own. (One engine over two: the recipes, tests/rehearsals.)"""
+"""Two processes under DDP, each with an engine of its own. (One engine over two: the recipes, tests/project/rehearsals.)"""
 
 import os
 import subprocess

@@ -115,7 +115,7 @@ def test_sampling_scoring_views_and_rewards_see_the_same_images(tmp_path, column
         assert [image.size for image in images] == [limited[i].size for i in shown]
     asked = [prompt[-1]["content"][0]["image"] for prompt in columns["prompts"]]
     assert [image.size for image in asked] == [limited[i].size for i in shown]
-    process = trainer.process_views([[limited[i]] for i in shown])  # what is scored is what was sampled from
+    process = trainer.view_processor([[limited[i]] for i in shown])  # what is scored is what was sampled from
     assert torch.equal(process["pixel_values"], batch["pixel_values"])
 
 

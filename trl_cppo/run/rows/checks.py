@@ -244,7 +244,7 @@ def find_row_fault(
     Args:
         examples (`list[dict]`): the rows of a generation batch.
         image_processor (`BaseImageProcessor`): what the images must pass.
-        placeholders (`Collection[str]`): the texts that no prompt may hold, see [`~scoring.families.placeholder_texts`].
+        placeholders (`Collection[str]`): the texts that no prompt may hold, see [`~trl_cppo.scoring.families.placeholder_texts`].
 
     Returns:
         `str` or `None`: a sentence that names row and column and says what is wrong; `None` if every row is fine.

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The images of rows, prompts and tool results, read and limited once, before anything else sees them."""
+"""The images of rows, prompts and tool results, read and limited once, before prompts, rewards and views are made of them."""
 
 import functools
 import inspect

@@ -20,7 +20,7 @@ def prompt_fault(prompt: Any, placeholders: Collection[str] = ()) -> str | None:
     Args:
         prompt: a row's `prompt`: a list of messages, or a string.
         placeholders (`Collection[str]`): the texts that the model's processor takes for images, videos or sounds, see
-            [`~scoring.families.placeholder_texts`]. Parts such as `{"type": "image"}` show images; these are for texts.
+            [`~trl_cppo.scoring.families.placeholder_texts`]. Parts such as `{"type": "image"}` show images; these are for texts.
     """
     if prompt is None:
         return "is None. Give the row a list of messages, or leave it out."
