@@ -120,7 +120,7 @@ def test_files_that_code_names_exist(folder):
     named = re.compile(r"\b((?:trl_cppo|tests|benchmarks|examples|docs)/[\w/]+\.(?:py|md|yaml|json|svg))\b")
     inside = re.compile(r"`((?:method|scoring|run|rewards|commands|digits)/[\w/]+\.py)`")
     for path in (ROOT / folder).rglob("*.py"):
-        if path.name == "test_docs.py":  # which names files that are missing, to see that they are missed
+        if path.name in ("test_docs.py", "test_coverage.py"):  # they name missing files, to see that these are missed
             continue
         text = path.read_text().replace("examples/data_preprocess/virl39k.py", "")  # of the authors' repository
         missing = [name for name in named.findall(text) if not (ROOT / name).is_file()]
