@@ -227,10 +227,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.card_dataset: str | None = None
         self.weights_clock = WeightsClock()
         self.add_callback(self.weights_clock)
-        self._saving_checkpoint = False  # a checkpoint, which is not lost for its card
+        self._saving_checkpoint = False  # which is not lost for its card
         self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
         self.rewards = torch.empty(0)
-        self._given_completions: list[list[int]] | None = None  # completions that take the place of sampled ones
+        self._given_completions: list[list[int]] | None = None  # in the place of sampled ones
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
@@ -419,6 +419,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return logps[:num_anchors], entropies if entropies is None else entropies[:num_anchors], *rest
 
     def _objective(self) -> Objective:
+        """By the settings as they are now. A subclass that selects other tokens overrides this."""
         return Objective.of(self.args)
 
     def _cpl_share(self, inputs: dict[str, Any], request: ScoringRequest, policy_loss: torch.Tensor) -> torch.Tensor:
