@@ -45,6 +45,13 @@ def prompt_text(processor, num_images):
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
+def pads_unasked(processor):
+    """Whether it pads a batch's prompts without being told to; TRL (1.16) takes the padding for tokens of theirs."""
+    return bool(
+        getattr(processor, "text_kwargs", {}).get("padding")
+    )  # some have it, as transformers' own call reads it
+
+
 def declared_transparent(image, colour):
     """The image as a PNG file brings it that declares one of its colours transparent."""
     buffer = io.BytesIO()
