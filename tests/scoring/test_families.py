@@ -3,6 +3,7 @@
 """Every model family: the view rows get the pixels of their own row, and λ = 0 is GRPOTrainer."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from family_cases import (
     UPSTREAM,
     assert_an_untouched_view_has_the_pixels_of,
     counts_of,
+    pads_unasked,
     prompt_text,
 )
 from PIL import ImageOps
@@ -125,8 +127,7 @@ def test_a_run_trains_and_lambda_zero_is_grpo(tmp_path, family, kind):
         trainer.train()
         return trainer
 
-    # Gemma 4's processor pads prompts unasked, which GRPOTrainer takes for tokens of theirs.
-    grpo = run(RepairedGRPOTrainer if family == "gemma4" else GRPOTrainer, GRPOConfig)
+    grpo = run(RepairedGRPOTrainer if pads_unasked(build(family)[1]) else GRPOTrainer, GRPOConfig)
     zero = run(CPPOTrainer, CPPOConfig, cpl_coef=0.0, suppress_vision_tokens=False)
     cppo = run(CPPOTrainer, CPPOConfig, cpl_coef=1.0)
     first, second, third = weights(grpo), weights(zero), weights(cppo)
@@ -201,6 +202,19 @@ def test_the_readme_lists_what_is_tested_here():
     for (family, _), error in UPSTREAM.items():
         [name] = [name for name, families in README_NAMES.items() if family in families]
         assert name in row and error in row
+
+
+def test_the_pages_name_every_family_that_packs_and_what_vllm_does_with_each():
+    root = Path(__file__).parents[2]
+    [row] = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("| A shared prefix")]
+    packed = (root / "docs" / "shared_prefix.md").read_text().partition("## Which models")[2].partition("\nNot,")[0]
+    sampled = (root / "docs" / "distributed.md").read_text().partition("### What was checked, family by family")[2]
+    sampled = "\n".join(line for line in sampled.partition("\n## ")[0].splitlines() if line.startswith("|"))
+    for label, names in README_NAMES.items():
+        named = re.compile(rf"(?<![\w-]){re.escape(label.partition(' (')[0])}(?![\w-]|\.\d)")
+        packs = families.FAMILIES[names[0]].unpackable is None
+        assert bool(named.search(row)) == bool(named.search(packed)) == packs, label
+        assert named.search(sampled), label
 
 
 @pytest.mark.parametrize(("family", "kind"), UPSTREAM)

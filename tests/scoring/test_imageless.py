@@ -17,8 +17,8 @@ def test_the_grey_row_runs_the_vision_tower_and_changes_nothing(family):
     words = processor.tokenizer.convert_tokens_to_ids(["see", "3", ",", "5", ".", "3", "+", "5"])
     ids = torch.tensor([words, words[::-1]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-    if family.startswith(("gemma", "pali")):  # they ask for it in training
-        inputs["token_type_ids" if family != "gemma4" else "mm_token_type_ids"] = torch.zeros_like(ids)
+    types = {"token_type_ids", "mm_token_type_ids"} & set(processor.model_input_names)  # some ask for them in training
+    inputs.update(dict.fromkeys(types, torch.zeros_like(ids)))
     plain = model(**inputs, fused_lm_head=True)
     plain.log_probs.sum().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -16,7 +16,7 @@ from trl_cppo.scoring.families import ViewProcessor
 
 README_NAMES = {
     "Qwen2-VL": ["qwen2_vl"], "Qwen2.5-VL": ["qwen2_5_vl"], "Qwen3-VL (dense and MoE)": ["qwen3_vl", "qwen3_vl_moe"],
-    "Qwen3.5 (dense and MoE)": ["qwen3_5", "qwen3_5_moe"], "Gemma 3": ["gemma3"], "Gemma 4": ["gemma4"],
+    "Qwen3.5 (dense and MoE)": ["qwen3_5", "qwen3_5_moe"], "GLM-4.1V": ["glm4v"], "Gemma 3": ["gemma3"], "Gemma 4": ["gemma4"],
     "PaliGemma": ["paligemma"], "LLaVA": ["llava"], "LLaVA-NeXT": ["llava_next"],
     "LLaVA-OneVision": ["llava_onevision"], "InternVL": ["internvl"], "Idefics 2": ["idefics2"],
     "Idefics 3": ["idefics3"], "SmolVLM": ["smolvlm"], "LFM2-VL": ["lfm2_vl"],
@@ -43,6 +43,13 @@ def counts_of(family, kind):
 def prompt_text(processor, num_images):
     content = [{"type": "image"}] * num_images + [{"type": "text", "text": "sum?"}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def pads_unasked(processor):
+    """Whether it pads a batch's prompts without being told to; TRL (1.16) takes the padding for tokens of theirs."""
+    return bool(
+        getattr(processor, "text_kwargs", {}).get("padding")
+    )  # some have it, as transformers' own call reads it
 
 
 def declared_transparent(image, colour):

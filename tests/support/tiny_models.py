@@ -145,6 +145,28 @@ def qwen3_5_moe():
     return tf.Qwen3_5MoeForConditionalGeneration(config), _qwen_parts(tf.Qwen3VLProcessor)
 
 
+def glm4v():
+    tokenizer = _tokenizer(
+        _template("<|begin_of_image|><|image|><|end_of_image|>"), image_token="<|image|>", video_token="<|video|>",
+        begin_of_image_token="<|begin_of_image|>", end_of_image_token="<|end_of_image|>",
+        begin_of_video_token="<|begin_of_video|>", end_of_video_token="<|end_of_video|>",
+    )  # fmt: skip
+    sizes = dict(patch_size=PATCH, merge_size=MERGE, size={"shortest_edge": 28 * 28, "longest_edge": 2 * 56 * 56})
+    processor = tf.Glm4vProcessor(
+        image_processor=tf.Glm4vImageProcessor(**sizes), tokenizer=tokenizer,
+        video_processor=tf.Glm4vVideoProcessor(**sizes), chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+    ids = {f"{place}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for place, token in (
+        ("image", "image"), ("video", "video"), ("image_start", "begin_of_image"), ("image_end", "end_of_image"),
+        ("video_start", "begin_of_video"), ("video_end", "end_of_video"),
+    )}  # fmt: skip
+    vision = _qwen_vision(intermediate_size=64, out_hidden_size=HIDDEN, image_size=56)
+    rope = _mrope(mrope_section=[HEAD // 16, HEAD // 16, HEAD // 8], partial_rotary_factor=0.5)
+    text = _text(tokenizer, rope_parameters=rope)
+    config = tf.Glm4vConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    return tf.Glm4vForConditionalGeneration(config), processor
+
+
 # Gemma and PaliGemma: pixels by image, token types by row -------------------------------------------------------------
 
 
@@ -387,7 +409,7 @@ def lfm2_vl():
 _BUILDERS = {
     builder.__name__: builder
     for builder in (
-        qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, gemma3, gemma4, paligemma, llava,
+        qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe, glm4v, gemma3, gemma4, paligemma, llava,
         llava_next, llava_onevision, internvl, idefics2, idefics3, smolvlm, lfm2_vl,
     )
 }  # fmt: skip

@@ -74,6 +74,7 @@ _SEVERAL_RUNS = "the tokens of one image are several runs, which TRL's client ta
 FAMILIES = {
     "gemma3": Family(unpackable=_BOTH_WAYS, as_vllm_reads=_in_a_vision_model, no_vllm_on_cpus=_ONE_WAY),
     "gemma4": Family(unpackable=_BOTH_WAYS, no_vllm_on_cpus=_ONE_WAY),
+    "glm4v": Family(mrope=True, no_vllm="not tested"),
     "idefics2": Family(pixels_by_row=True, processor_that_loads=Idefics2Processor, no_vllm="vLLM has no such model"),
     "idefics3": Family(pixels_by_row=True, no_vllm_server=_SEVERAL_RUNS),
     "internvl": Family(),

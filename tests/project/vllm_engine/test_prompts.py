@@ -17,7 +17,7 @@ AGREE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm"
 BOTH_WAYS = ["gemma3", "gemma4"]  # their image tokens attend to each other, but not in vLLM on a CPU
 PACKED_EXPERTS = ["qwen3_vl_moe"]  # vLLM packs them for the CPU, so that none can be pushed
 HYBRID = ["qwen3_5", "qwen3_5_moe", "lfm2_vl"]  # on a CPU vLLM's log-probabilities are others, of text alone too
-REFUSED = ["llava", "llava_next", "llava_onevision", "paligemma", "idefics2"]
+REFUSED = [name for name, family in families.FAMILIES.items() if family.no_vllm]
 COUNTS = {"one": [1] * 4, "several": [2, 3, 2, 2], "mixed": MIXED, "none": [0] * 4}
 
 
