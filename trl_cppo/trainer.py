@@ -216,9 +216,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
             seed=args.seed,
             read=self.view_processor.to_rgb,
         )
-        self.shared_prefix = share_prefix(
-            self.scored_models(), args, self.aux_loss_enabled, self.rollouts_bring_images, self.accelerator
-        )
+        # With cpl_coef=0 a run equals GRPOTrainer's bit for bit, and packed sums round otherwise.
+        share = args.share_prefix if args.cpl_coef != 0 or args.share_prefix is True else False
+        models, bring = self.scored_models(), self.rollouts_bring_images
+        self.shared_prefix = share_prefix(share, models, args, self.aux_loss_enabled, bring, self.accelerator)
         if self.shared_prefix is not None:
             self.model_hooks.append(self.shared_prefix)
         place = self.accelerator.process_index, self.accelerator.num_processes
@@ -404,8 +405,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         request = self._request or ScoringRequest()  # who scores by hand asks nothing of ours
         if scoring.get("batch_size"):  # of the old policy and the reference, before TRL cuts the pixels for each part
             check_image_counts(self.view_processor.pixels_by_row, scoring.get("num_images"))
-        extended = append_view_rows(scoring, request.rows, request.pairs, self.view_processor)
-        exact = self.args.cpl_divergence == "kl" and request.mask is not None
+        with_views = request.mask is not None
+        extended = (
+            append_view_rows(scoring, request.rows, request.pairs, self.view_processor) if with_views else scoring
+        )
+        exact = self.args.cpl_divergence == "kl" and with_views
         positions = None if self.shared_prefix is None else self.shared_prefix.positions
         with answering_exact_kl(request, extended, self._objective(), positions) if exact else nullcontext():
             if self.shared_prefix is None or request.prompts is None:
@@ -560,12 +564,13 @@ class CPPOTrainer(RepairedGRPOTrainer):
             raise ValueError("With cpl_coef=0 there are no views to score; set it above 0.")
         self.model.eval()
         self._given_completions = completions
-        try:
-            batch = self._prepare_inputs(rows)
-        finally:
-            self._given_completions = None
-        request = dataclasses.replace(self._request_of(batch), everywhere=True)
-        with self.with_hooks(), self._asking(request), self.compute_loss_context_manager():
-            super().compute_loss(self.model, batch)
+        with self.with_hooks():
+            try:
+                batch = self._prepare_inputs(rows)
+            finally:
+                self._given_completions = None
+            request = dataclasses.replace(self._request_of(batch), everywhere=True)
+            with self._asking(request), self.compute_loss_context_manager():
+                super().compute_loss(self.model, batch)
         self._objective().answer(request)
         return batch, request

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the report's page ask of the browser, and where they put the mouse."""
 
-from trl_cppo.commands.view_scoring import TokenScores
+from trl_cppo.commands.rollouts import TokenScores
 
 # The colours of an element and of what lies behind it, and the ratio that WCAG 2 defines.
 CONTRAST = """(element) => {

@@ -3,7 +3,9 @@
 """The report's numbers: they are the trainer's, its rows are the data set's, its sums add up."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from conftest import hash_reward, make_rows, make_trainer
@@ -210,7 +212,7 @@ def test_score_views_is_what_the_report_shows(saved):
     model, processor = build("qwen2_5_vl")
     texts = [["3", "4"], ["5"], ["6", "7", "8"], []]
     scorer = ViewScorer(saved("qwen2_5_vl"), dataset, seed=3)
-    ids = [scorer.encode("".join(words)) for words in texts]
+    ids = [scorer.ids_of(0, "".join(words)) for words in texts]
     expected = scorer([*dataset], [0, 1, 2, 3], ids)
     shown = score_views(model, processor, [*dataset], ["".join(words) for words in texts], batch_size=3, seed=3)
     assert [rollout.ids for rollout in shown] == ids
@@ -218,7 +220,57 @@ def test_score_views_is_what_the_report_shows(saved):
         assert ours.scores.selected == theirs.scores.selected and (ours.views is None) == (theirs.views is None)
         assert ours.scores.logps == pytest.approx(theirs.scores.logps, abs=1e-5)
         assert ours.scores.removed_entropies == pytest.approx(theirs.scores.removed_entropies, abs=1e-5)
-    assert model.config.text_config._attn_implementation == "sdpa" and not model._forward_pre_hooks
+
+
+def state_of(model, processor):
+    """What a caller has, besides weights."""
+    draws = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+    kept = dict(vars(model.config)), model.config.text_config._attn_implementation, processor.tokenizer.padding_side
+    return draws, [module.training for module in model.modules()], kept, len(model._forward_pre_hooks)
+
+
+def test_score_views_leaves_what_it_was_given_as_it_was(saved):
+    def fail(image, generator):
+        raise OSError("no view today")
+
+    model, processor = build("qwen2_5_vl")
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    model.train()
+    model.base_model.model.lm_head.eval()
+    model.config.use_cache = True
+    processor.tokenizer.padding_side = "right"
+    before = state_of(model, processor)
+    rows = [*make_rows([1, 1])]
+    score_views(model, processor, rows, ["3", "4"])
+    assert state_of(model, processor) == before
+    with pytest.raises(ValueError, match="Row 1 of rows .*no view today"):
+        score_views(model, processor, rows, ["3", "4"], batch_size=1, row_numbers=[1, 0], information_removing=fail)
+    assert state_of(model, processor) == before and score_views(model, processor, rows, ["3", "4"])
+
+
+def test_score_views_takes_rows_of_any_columns_and_names_a_bad_one(saved, tmp_path):
+    model, processor = build("qwen2_5_vl")
+    first, second = make_rows([1, 1])
+    prompt, image = first["prompt"], second["images"][0]
+    rows = [{"prompt": prompt}, first, {"prompt": prompt, "image": image}, {"prompt": prompt, "image": None}]
+    together, apart = (score_views(model, processor, rows, ["3"] * 4, batch_size=size) for size in (4, 1))
+    assert [rollout.views is not None for rollout in together] == [False, True, True, False]
+    for one, two in zip(together, apart, strict=True):
+        assert one.scores.shifts == pytest.approx(two.scores.shifts, abs=1e-5)
+    assert score_views(model, processor, rows[:1], ["3"])[0].scores.shifts == []
+    inside = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "sum?"}]}]
+    assert score_views(model, processor, [{"prompt": inside}], ["3"])[0].views.images[0].size == image.size
+    (tmp_path / "bad.png").write_text("no image")
+    bad = [*rows, {"prompt": prompt, "image": str(tmp_path / "bad.png")}]
+    with pytest.raises(ValueError, match="Row 4 of rows"):
+        score_views(model, processor, bad, ["3"] * 5, batch_size=2)
+    for wrong, message in [({"batch_size": 0}, "at least 1; got 0"), ({"beta": 0.1}, "leave beta out")]:
+        with pytest.raises(ValueError, match=message):
+            score_views(model, processor, rows, ["3"] * 4, **wrong)
+    for wrong in ([], [10**6], [{"role": "assistant"}], None):
+        with pytest.raises(ValueError, match="The completion of row 1 must be a text or a list of token ids"):
+            score_views(model, processor, rows, ["3", wrong, "4", "5"])
+    assert score_views(model, processor, rows, ["3"] * 4, information_removing="patch_blackening")
 
 
 def test_score_views_takes_views_of_its_own_and_writes_what_is_not_given(saved):

@@ -22,7 +22,7 @@ from trl_cppo.commands.loading import load_split
 from trl_cppo.commands.report.completions import prompt_text, read_completions
 from trl_cppo.commands.report.page import Settings, _safe_json, data_uri, render, visible
 from trl_cppo.commands.report.summary import LEVELS, level, overlap, summarize
-from trl_cppo.commands.view_scoring import Rollout
+from trl_cppo.commands.rollouts import Rollout
 from trl_cppo.run.token_text import TokenText
 
 # Completions from elsewhere ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from report_screen import (
 
 from benchmarks.lib.report_rows import make_row, make_views
 from trl_cppo.commands.report.page import Settings, render
-from trl_cppo.commands.view_scoring import NamedViews, TokenScores
+from trl_cppo.commands.rollouts import NamedViews, TokenScores
 from trl_cppo.method.request import ViewPair
 from trl_cppo.run.token_text import TokenText
 

@@ -362,3 +362,11 @@ def test_inputs_are_not_mutated(tmp_path):
         assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
     second, _ = loss_and_gradients(trainer, batch)
     assert torch.equal(first, second)
+
+
+def test_without_a_cpl_no_scoring_argument_is_looked_at(tmp_path, monkeypatch):
+    """A TRL whose scoring takes what is not known here trains with cpl_coef=0, as the error of the others says."""
+    trainer = make_trainer(tmp_path, cpl_coef=0.0, beta=0.0, num_iterations=2)
+    monkeypatch.setattr("trl_cppo.trainer.append_view_rows", lambda *args: pytest.fail("looked at"))
+    trainer.train()
+    assert len(logged(trainer, "loss")) == 2

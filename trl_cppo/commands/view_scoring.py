@@ -5,15 +5,20 @@
 Shapes: `B` rows of a batch, `N` of them with an image, `T` completion tokens.
 """
 
+import functools
 import math
+import random
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 from trl.trainer.utils import get_callable_name
 
@@ -22,58 +27,18 @@ from ..method.losses import token_scores
 from ..method.request import ScoringRequest, ViewPair, split_scores
 from ..method.view_maker import ViewMaker
 from ..method.views import View
-from ..run.token_text import TokenText, TokenTexts
+from ..run.rows.checks import ROW_PLACE, RowPlace, images_of
+from ..run.token_text import TokenTexts
 from ..run.weights import load_model
 from ..trainer import CPPOTrainer
+from .rollouts import NamedViews, Rollout, TokenScores
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-@dataclass(frozen=True)
-class NamedViews:
-    """The images of a row, their views, and the name of the view that each was drawn from."""
-
-    images: list[Image.Image]
-    pair: ViewPair
-    names: list[tuple[str, str]]  # preserving, removing
-
-
-@dataclass
-class TokenScores:
-    """What one model says of a completion's T tokens; without an image, `logps` and `entropies` alone are filled."""
-
-    logps: list[float]
-    entropies: list[float]  # nats
-    preserved_logps: list[float] = field(default_factory=list)
-    removed_logps: list[float] = field(default_factory=list)
-    removed_entropies: list[float] = field(default_factory=list)
-    divergences_preserved: list[float] = field(default_factory=list)
-    divergences_removed: list[float] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)  # what ranks the tokens
-    selected: list[bool] = field(default_factory=list)
-
-    @property
-    def has_views(self) -> bool:
-        return bool(self.removed_entropies)
-
-    @property
-    def shifts(self) -> list[float]:
-        """ΔH = H⁻ − H of each token, in nats; none without views."""
-        if not self.has_views:
-            return []
-        return [removed - h for removed, h in zip(self.removed_entropies, self.entropies, strict=True)]
-
-
-@dataclass
-class Rollout:
-    """One completion of one data set row and its scores."""
-
-    ids: list[int]
-    tokens: list[TokenText]
-    scores: TokenScores
-    views: NamedViews | None
-    rewards: dict[str, float]
+# What the trainer's constructor looks for; the rows themselves are handed to it one batch at a time.
+_STAND_IN = {"prompt": [{"role": "user", "content": ""}], "images": []}
 
 
 class _NamingViewMaker:
@@ -88,6 +53,7 @@ class _NamingViewMaker:
         self.made: dict[int, NamedViews] = {}  # by the row's place in the batch
 
     def _noting(self, name: str, view: View) -> View:
+        @functools.wraps(view)
         def noted(image: Image.Image, generator: torch.Generator) -> Image.Image:
             self._drawn.append(name)
             return view(image, generator)
@@ -135,7 +101,12 @@ class ViewScorer:
         dtype: str = "float32",
         **settings: Any,
     ):
+        if settings.get("beta"):
+            raise ValueError("No reference model is asked here: leave beta out.")
         kinds = ("information_preserving", "information_removing")
+        for kind in kinds:
+            if isinstance(settings.get(kind), str):
+                settings[kind] = [settings[kind]]
         views = {kind: settings.pop(kind) for kind in kinds if callable(settings.get(kind))}
         gpu = torch.cuda.is_available()
         with tempfile.TemporaryDirectory() as folder:  # the trainer makes it, and writes nothing
@@ -193,9 +164,23 @@ class ViewScorer:
             rollouts.append(Rollout(ids, self._token_texts(ids), scores, views, self._rewards_of(row)))
         return rollouts
 
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a completion's text; the end token alone where it is empty."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
+    def ids_of(self, number: int, completion: str | list[int]) -> list[int]:
+        """
+        The tokens of a row's completion; of an empty text the end token alone.
+
+        Raises:
+            `ValueError`: naming the row, for no tokens.
+        """
+        if isinstance(completion, str):
+            completion = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            return completion or [self.tokenizer.eos_token_id]
+        if not completion or not all(
+            isinstance(token, Integral) and 0 <= token < len(self.tokenizer) for token in completion
+        ):
+            raise ValueError(
+                f"The completion of row {number} must be a text or a list of token ids, got {completion!r:.80}."
+            )
+        return completion
 
     def _rewards_of(self, row: int) -> dict[str, float]:
         if self._trainer.reward_funcs == [no_reward]:
@@ -233,6 +218,9 @@ def score_views(
     rows: Dataset | list[dict[str, Any]],
     completions: list[str] | list[list[int]] | None = None,
     batch_size: int = 4,
+    row_numbers: list[int] | None = None,
+    source: str = "rows",
+    progress: str | None = None,
     **settings: Any,
 ) -> list[Rollout]:
     """
@@ -247,6 +235,10 @@ def score_views(
         print(f"{token.text!r:12} {shift:+.2f} nats {'*' * selected}")
     ```
 
+    A [`CPPOTrainer`] in evaluation does it. The global generators, the model's mode and configuration, and the processor's padding
+    side are afterwards as they were; transformers' state of the process (`accelerate`'s mixed precision) is not, so do not call it
+    while another trainer trains.
+
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): as [`ViewScorer`] takes it.
         processor ([`~transformers.ProcessorMixin`], *optional*): the model's; `None` for the one that is saved with it.
@@ -254,23 +246,66 @@ def score_views(
             no views.
         completions (`list`, *optional*): of each row, as text or token ids. By default the model writes them, greedily.
         batch_size (`int`, *optional*, defaults to `4`): rows in one forward. Results do not depend on it.
+        row_numbers (`list[int]`, *optional*): the rows' places in a data set, by which their views are drawn and errors name them;
+            by default 0, 1, 2 and so on.
+        source (`str`, *optional*, defaults to `"rows"`): what errors call that data set.
+        progress (`str`, *optional*): shows a bar of batches with this description.
         **settings: see [`ViewScorer`], such as `seed=0`, `information_removing=["patch_blackening"]`, `dtype="auto"`.
 
     Returns:
         `list[Rollout]`: one a row, in their order.
 
     Raises:
-        `ValueError`: naming row and column, for a row that cannot be read; if there are not as many completions as rows.
+        `ValueError`: naming row and column, for a row that cannot be read; if there are not as many completions as rows, or one
+            is empty; for a `batch_size` below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
     if completions is not None and len(completions) != len(rows):
         raise ValueError(f"There are {len(completions)} completions for {len(rows)} rows. Pass one a row, or none.")
-    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
-    scorer = ViewScorer(model, dataset, processor, **settings)
-    if completions is not None:
-        completions = [scorer.encode(text) if isinstance(text, str) else text for text in completions]
+    rows = rows if isinstance(rows, Dataset) else _with_equal_columns(rows)
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list([_STAND_IN])
+    numbers = list(range(len(rows))) if row_numbers is None else row_numbers
     rollouts = []
-    for start in range(0, len(rows), batch_size):
-        numbers = list(range(start, min(start + batch_size, len(rows))))
-        given = None if completions is None else [completions[number] for number in numbers]
-        rollouts += scorer([rows[number] for number in numbers], numbers, given)
+    with _as_it_was(model, processor):
+        scorer = ViewScorer(model, dataset, processor, per_device_eval_batch_size=batch_size, **settings)
+        ids = None
+        if completions is not None:
+            ids = [scorer.ids_of(number, given) for number, given in zip(numbers, completions, strict=True)]
+        for start in tqdm(range(0, len(rows), batch_size), desc=progress, unit="batch", disable=progress is None):
+            places = range(start, min(start + batch_size, len(rows)))
+            batch = [{**rows[place], ROW_PLACE: RowPlace(numbers[place], source)} for place in places]
+            part = slice(places.start, places.stop)
+            rollouts += scorer(batch, numbers[part], None if ids is None else ids[part])
     return rollouts
+
+
+def _with_equal_columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with their images in `images`, as TRL reads the columns of a batch off its first row; prompts may hold theirs."""
+    found = [images_of(row) for row in rows]
+    if any(column == "prompt" and images for column, images in found):
+        return rows
+    bare = [{key: value for key, value in row.items() if key not in ("image", "images")} for row in rows]
+    return [{**row, "images": list(images)} for row, (_, images) in zip(bare, found, strict=True)]
+
+
+@contextmanager
+def _as_it_was(model: Any, processor: ProcessorMixin | None) -> Iterator[None]:
+    """Undo what making and asking a trainer changes of the caller's."""
+    states = np.random.get_state(), random.getstate()
+    modules = [] if isinstance(model, str) else [(module, module.training) for module in model.modules()]
+    config = {} if isinstance(model, str) else dict(vars(model.config))
+    padding = None if processor is None else processor.tokenizer.padding_side
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+        for module, training in modules:
+            module.training = training
+        if not isinstance(model, str):
+            vars(model.config).clear()
+            vars(model.config).update(config)
+        if processor is not None:
+            processor.tokenizer.padding_side = padding

@@ -20,6 +20,7 @@ from transformers.image_utils import load_image
 from ..method.views import to_rgb, to_unconverted_rgb
 
 Weight = tuple[str, torch.Tensor]  # of a model, with its name
+UNTESTED = "it was not tested"
 
 
 def _as_in_memory(name: str, weight: torch.Tensor) -> Weight:
@@ -45,10 +46,11 @@ class Family:
         processor_that_loads (`type`, *optional*): of its processor, if that loads images as it does paths: upright, and without
             transparency but for a colour that a file declares.
         mrope (`bool`): its positions are multimodal rotary ones, which the model's `get_rope_index` counts.
-        unpackable (`str`, *optional*): why its rollouts cannot share a prefix. `None` only with a test that packed scores and
+        unpackable (`str`, *optional*): why its rollouts cannot share a prefix; `None`: they can, by a test that packed scores and
             gradients equal the unpacked ones.
         as_vllm_reads (`Callable`): makes of a weight's name in memory, and the weight, those of its checkpoints.
-        no_vllm (`str`, *optional*): why vLLM (0.27 to 0.30) does not sample it. docs/distributed.md has what was checked.
+        no_vllm (`str`, *optional*): why vLLM (0.27 to 0.30) does not sample it; `None`: it does. docs/distributed.md has what was
+            checked.
         no_vllm_server (`str`, *optional*): why its server does not.
         no_vllm_on_cpus (`str`, *optional*): why it does not on CPUs, where alone we could see whether it agrees.
     """
@@ -56,9 +58,9 @@ class Family:
     pixels_by_row: bool = False
     processor_that_loads: type[ProcessorMixin] | None = None
     mrope: bool = False
-    unpackable: str | None = None
+    unpackable: str | None = UNTESTED
     as_vllm_reads: Callable[[str, torch.Tensor], Weight] = _as_in_memory
-    no_vllm: str | None = None
+    no_vllm: str | None = UNTESTED
     no_vllm_server: str | None = None
     no_vllm_on_cpus: str | None = None
 
@@ -72,27 +74,32 @@ _SEVERAL_RUNS = "the tokens of one image are several runs, which TRL's client ta
 
 # By `config.model_type`.
 FAMILIES = {
-    "gemma3": Family(unpackable=_BOTH_WAYS, as_vllm_reads=_in_a_vision_model, no_vllm_on_cpus=_ONE_WAY),
-    "gemma4": Family(unpackable=_BOTH_WAYS, no_vllm_on_cpus=_ONE_WAY),
-    "glm4v": Family(mrope=True, no_vllm="not tested"),
-    "idefics2": Family(pixels_by_row=True, processor_that_loads=Idefics2Processor, no_vllm="vLLM has no such model"),
-    "idefics3": Family(pixels_by_row=True, no_vllm_server=_SEVERAL_RUNS),
-    "internvl": Family(),
-    "lfm2_vl": Family(
-        unpackable=_STATEFUL, as_vllm_reads=_in_a_vision_model, no_vllm_server=_SEVERAL_RUNS, no_vllm_on_cpus=_HYBRID
+    "gemma3": Family(
+        unpackable=_BOTH_WAYS, as_vllm_reads=_in_a_vision_model, no_vllm=None, no_vllm_on_cpus=_ONE_WAY
     ),
-    "llava": Family(no_vllm=_UNLOADABLE),
-    "llava_next": Family(no_vllm=_UNLOADABLE),
-    "llava_onevision": Family(no_vllm=_UNLOADABLE),
+    "gemma4": Family(unpackable=_BOTH_WAYS, no_vllm=None, no_vllm_on_cpus=_ONE_WAY),
+    "glm4v": Family(mrope=True, unpackable=None),
+    "idefics2": Family(
+        pixels_by_row=True, processor_that_loads=Idefics2Processor, unpackable=None, no_vllm="vLLM has no such model"
+    ),
+    "idefics3": Family(pixels_by_row=True, unpackable=None, no_vllm=None, no_vllm_server=_SEVERAL_RUNS),
+    "internvl": Family(unpackable=None, no_vllm=None),
+    "lfm2_vl": Family(
+        unpackable=_STATEFUL, as_vllm_reads=_in_a_vision_model, no_vllm=None, no_vllm_server=_SEVERAL_RUNS,
+        no_vllm_on_cpus=_HYBRID,
+    ),
+    "llava": Family(unpackable=None, no_vllm=_UNLOADABLE),
+    "llava_next": Family(unpackable=None, no_vllm=_UNLOADABLE),
+    "llava_onevision": Family(unpackable=None, no_vllm=_UNLOADABLE),
     "paligemma": Family(unpackable="its whole prompt attends in both directions", no_vllm=_UNLOADABLE),
-    "qwen2_5_vl": Family(mrope=True),
-    "qwen2_vl": Family(mrope=True),
-    "qwen3_5": Family(unpackable=_STATEFUL, no_vllm_on_cpus=_HYBRID),
-    "qwen3_5_moe": Family(unpackable=_STATEFUL, no_vllm_on_cpus=_HYBRID),
-    "qwen3_vl": Family(mrope=True),
-    "qwen3_vl_moe": Family(mrope=True, as_vllm_reads=_experts_transposed),
-    "smolvlm": Family(pixels_by_row=True, no_vllm_server=_SEVERAL_RUNS),
-}
+    "qwen2_5_vl": Family(mrope=True, unpackable=None, no_vllm=None),
+    "qwen2_vl": Family(mrope=True, unpackable=None, no_vllm=None),
+    "qwen3_5": Family(unpackable=_STATEFUL, no_vllm=None, no_vllm_on_cpus=_HYBRID),
+    "qwen3_5_moe": Family(unpackable=_STATEFUL, no_vllm=None, no_vllm_on_cpus=_HYBRID),
+    "qwen3_vl": Family(mrope=True, unpackable=None, no_vllm=None),
+    "qwen3_vl_moe": Family(mrope=True, unpackable=None, as_vllm_reads=_experts_transposed, no_vllm=None),
+    "smolvlm": Family(pixels_by_row=True, unpackable=None, no_vllm=None, no_vllm_server=_SEVERAL_RUNS),
+}  # fmt: skip
 # Text models behind which rollouts can share a prefix, by the text configuration's `model_type`.
 PACKABLE_TEXT_MODELS = (
     "llama", "mistral", "qwen2", "qwen3", *(f"{name}_text" for name, family in FAMILIES.items() if family.mrope),

@@ -184,6 +184,7 @@ class SharedPrefix:
 
 
 def share_prefix(
+    share: bool | str,
     models: list[PreTrainedModel],
     args: CPPOConfig,
     has_aux_loss: bool,
@@ -191,16 +192,19 @@ def share_prefix(
     accelerator: Accelerator,
 ) -> SharedPrefix | None:
     """
-    What scores the rollouts of a prompt behind one copy of it, as `args.share_prefix` says; `None` where each has a row of its
-    own. For the other arguments see [`packing_obstacle`].
+    What scores the rollouts of a prompt behind one copy of it; `None` where each has a row of its own.
+
+    Args:
+        share (`bool` or `str`): `False`: not; `"auto"`: where it can be done and pays; `True`: wherever it can be done.
+        models, args, has_aux_loss, rollouts_bring_images: see [`packing_obstacle`].
+        accelerator ([`~accelerate.Accelerator`]): of the run.
 
     Raises:
-        `ValueError`: if `share_prefix` is `True` and it cannot be done.
+        `ValueError`: if `share` is `True` and it cannot be done.
     """
-    # With cpl_coef=0 a run equals GRPOTrainer's bit for bit, and packed sums round otherwise.
-    if not args.share_prefix or (args.share_prefix == "auto" and args.cpl_coef == 0):
+    if not share:
         return None
-    always = args.share_prefix is True
+    always = share is True
     obstacle = packing_obstacle(models, args, has_aux_loss, rollouts_bring_images)
     if obstacle is None:
         if always and window_size(args) < args.steps_per_generation:
@@ -208,7 +212,7 @@ def share_prefix(
         return SharedPrefix(models[0], accelerator.num_processes, always)
     if always:
         raise ValueError(f"share_prefix=True is not possible: {obstacle}. Or use share_prefix='auto' or False.")
-    logger.warning(_PLAIN_ROWS.format(args.share_prefix, obstacle))
+    logger.warning(_PLAIN_ROWS.format(share, obstacle))
     return None
 
 

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from ...config import CPPOConfig, as_in_training
 from ...method.image_size import check_limits
-from ...run.rows.checks import ROW_PLACE, RowPlace
 from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
-from ..view_scoring import Rollout, ViewScorer
+from ..rollouts import Rollout
+from ..view_scoring import score_views
 from .completions import GivenCompletion, prompt_text, read_completions
 from .page import Row, Settings, render
 
@@ -114,32 +113,25 @@ class _Job:
         rewards = load_rewards(names)[0] if names else []
         return cls(dataset, list(range(min(args.num_rows, len(dataset)))), None, rewards)
 
-    def examples(self, places: range, name: str) -> list[dict[str, Any]]:
-        rows = [self.row_numbers[place] for place in places]
-        return [{**self.dataset[row], ROW_PLACE: RowPlace(row, name)} for row in rows]
 
-
-def _score(args: ReportArguments, job: _Job, model: str, ids: list[list[int]] | None) -> list[Rollout]:
-    """All rows by one model; `ids` are the completions, `None` lets it write them or takes the given texts."""
-    scorer = ViewScorer(
+def _score(args: ReportArguments, job: _Job, model: str, completions: list[list[int]] | None) -> list[Rollout]:
+    """All rows by one model; without completions it writes them, or takes the given texts."""
+    if completions is None and job.given is not None:
+        completions = [completion.text for completion in job.given]
+    return score_views(
         model,
-        job.dataset,
+        None,
+        job.dataset.select(job.row_numbers),
+        completions,
+        args.batch_size,
+        job.row_numbers,
+        source=f"{args.dataset} ({args.split})",
+        progress=f"Scoring by {Path(model).name}",
         reward_funcs=job.reward_funcs,
         sample=args.sample,
-        per_device_eval_batch_size=args.batch_size,
         dtype=args.dtype,
         **args.scoring_settings(),
     )
-    if ids is None and job.given is not None:
-        ids = [scorer.encode(completion.text) for completion in job.given]
-    rollouts = []
-    number = len(job.row_numbers)
-    for start in tqdm(range(0, number, args.batch_size), desc=f"Scoring by {Path(model).name}", unit="batch"):
-        places = range(start, min(start + args.batch_size, number))
-        given = ids[places.start : places.stop] if ids is not None else None
-        examples = job.examples(places, f"{args.dataset} ({args.split})")
-        rollouts += scorer(examples, job.row_numbers[places.start : places.stop], given)
-    return rollouts
 
 
 def _check_same_tokens(first: list[Rollout], second: list[Rollout], args: ReportArguments) -> None:

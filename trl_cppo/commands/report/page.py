@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from ..view_scoring import NamedViews, Rollout, TokenScores
+from ..rollouts import NamedViews, Rollout, TokenScores
 from .summary import LEVELS, Summary, level, overlap, summarize
 
 _TEMPLATES = Path(__file__).parent / "templates"

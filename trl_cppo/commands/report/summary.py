@@ -5,7 +5,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from ..view_scoring import Rollout
+from ..rollouts import Rollout
 
 # Bounds of the levels of ΔH in nats. Fixed, so that two pages can be compared.
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0)
