@@ -39,7 +39,7 @@ def _experts_transposed(name: str, weight: torch.Tensor) -> Weight:
 @dataclass(frozen=True)
 class Family:
     """
-    What is particular to a family; the defaults are those of most.
+    What is particular to a family. What was not tested is refused by default.
 
     Attributes:
         pixels_by_row (`bool`): its pixels have one entry a row, padded to the row with the most images, not one or more an image.
