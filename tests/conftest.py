@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -141,6 +142,20 @@ def load_script(name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def noted_requests(trainer):
+    """A list of the requests of the losses that are computed meanwhile, answered."""
+    requests, share = [], trainer._cpl_share
+    trainer._cpl_share = lambda inputs, request, policy_loss: (
+        requests.append(request),
+        share(inputs, request, policy_loss),
+    )[1]
+    try:
+        yield requests
+    finally:
+        trainer._cpl_share = share
 
 
 def generation_batch(trainer):

@@ -287,7 +287,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             batch["prompt_keys"] = torch.tensor(prompts, device=device)
         if self.args.cpl_coef == 0:
             return batch
-        views = self._make_views(inputs, batch, key)
+        views = self._make_views(inputs, prompts, batch, key)
         num_gated = torch.tensor(sum(pair is not None for pair in views), device=device)
         return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
 
@@ -330,7 +330,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return gated.tolist()
 
     def _make_views(
-        self, inputs: list[dict[str, Any]], batch: dict[str, Any], key: tuple[str, int, int]
+        self, inputs: list[dict[str, Any]], prompts: list[int], batch: dict[str, Any], key: tuple[str, int, int]
     ) -> list[ViewPair | None]:
         """The views of each gated row, `None` for the others. The rollouts of one prompt share theirs."""
         return make_views(
@@ -338,7 +338,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             rows=inputs,
             images=[self._images_of_row(row, example) for row, example in enumerate(inputs)],
             num_images=batch.get("num_images") or [0] * len(inputs),
-            prompts=self._prompts_of_rows(len(inputs)),
+            prompts=prompts,
             gated=self._gated(batch),
         )
 

@@ -8,7 +8,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import hash_reward, make_rows, make_trainer
+from conftest import hash_reward, make_rows, make_trainer, noted_requests
+from datasets import Dataset, Image
 from peft import LoraConfig, get_peft_model
 from PIL import Image as PILImage
 from tiny_models import build
@@ -38,18 +39,13 @@ def saved(folders):
 
 def training_scores(trainer):
     """What the loss of one generation batch computes: by rollout, its data set row, tokens and scores."""
-    noted = []
-    loss = trainer._cpl_share
-    trainer._cpl_share = lambda inputs, request, policy_loss: (
-        noted.append(request),
-        loss(inputs, request, policy_loss),
-    )[1]
     rows = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer._generate_and_score_completions(rows)
-    trainer.compute_loss(trainer.model, batch)
-    [request] = noted
+    with noted_requests(trainer) as requests:
+        trainer.compute_loss(trainer.model, batch)
+    [request] = requests
     selected = request.selected
     for place, row in enumerate(request.rows):
         length = int(batch["completion_mask"][row].sum())
@@ -70,13 +66,10 @@ def test_the_exact_kl_is_that_of_the_trainer_and_shown_at_every_token(tmp_path, 
         information_preserving=get_view("gaussian_blur"), information_removing=blank,
     )  # fmt: skip
     scorer = ViewScorer(saved("qwen2_5_vl"), dataset, cpl_divergence="kl", **VIEWS)
-    requests, loss = [], trainer._cpl_share
-    trainer._cpl_share = lambda inputs, request, policy_loss: (
-        requests.append(request),
-        loss(inputs, request, policy_loss),
-    )[1]
+    with noted_requests(trainer) as requests:
+        rows = list(training_scores(trainer))
     compared = 0
-    for place, (row, ids, _, _, selected) in enumerate(training_scores(trainer)):
+    for place, (row, ids, _, _, selected) in enumerate(rows):
         [rollout] = scorer([dataset[row]], [row], [ids])
         shown = torch.tensor([rollout.scores.divergences_preserved, rollout.scores.divergences_removed])
         assert rollout.scores.selected == selected and (shown != 0).all()
@@ -264,6 +257,11 @@ def test_score_views_takes_rows_of_any_columns_and_names_a_bad_one(saved, tmp_pa
     bad = [*rows, {"prompt": prompt, "image": str(tmp_path / "bad.png")}]
     with pytest.raises(ValueError, match="Row 4 of rows"):
         score_views(model, processor, bad, ["3"] * 5, batch_size=2)
+    broken = Dataset.from_list([{"prompt": prompt, "image": {"bytes": b"no image", "path": None}}] * 2).cast_column(
+        "image", Image()
+    )
+    with pytest.raises(ValueError, match="Row 1 of mine, column 'image' cannot be read: UnidentifiedImageError"):
+        score_views(model, processor, broken, ["3"], row_numbers=[1], source="mine")
     for wrong, message in [({"batch_size": 0}, "at least 1; got 0"), ({"beta": 0.1}, "leave beta out")]:
         with pytest.raises(ValueError, match=message):
             score_views(model, processor, rows, ["3"] * 4, **wrong)

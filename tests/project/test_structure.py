@@ -3,6 +3,7 @@
 """Where things live: imports go one way, no level is crowded, and private attributes are private. docs/architecture.md has the map."""
 
 import ast
+import functools
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_at_most_ten_entries_at_each_level(folder):
         assert len(entries) <= 10, f"{level}: {sorted(entries)}"
 
 
+@functools.cache
 def private_names() -> set[str]:
     """Attributes and methods of the package's classes that begin with an underscore, but those of GRPOTrainer."""
     found = set()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import logged, make_rows, make_trainer, weights
+from conftest import logged, make_rows, make_trainer, noted_requests, weights
 from family_cases import (
     BY_MODE,
     README_NAMES,
@@ -54,19 +54,14 @@ def test_view_rows_get_the_pixels_of_their_own_row(tmp_path, family, kind):
         information_preserving=lambda image, generator: image,
         information_removing=lambda image, generator: ImageOps.invert(image),
     )  # fmt: skip
-    requests = []
-    original = trainer._cpl_share
-    trainer._cpl_share = lambda inputs, request, policy_loss: (
-        requests.append(request),
-        original(inputs, request, policy_loss),
-    )[1]
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 4
     trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))  # shuffles the rows and cuts them into four
     checked, moved = 0, 0.0
     for batch in trainer._buffered_inputs:
-        trainer.compute_loss(trainer.model, batch)
-        request = requests.pop()
+        with noted_requests(trainer) as requests:
+            trainer.compute_loss(trainer.model, batch)
+        [request] = requests
         num_rows, num_views = len(batch["advantages"]), len(request.rows)
         for place, (row, pair) in enumerate(zip(request.rows, request.pairs, strict=True)):
             mask = batch["completion_mask"][row].bool()

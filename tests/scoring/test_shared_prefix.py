@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from conftest import generation_batch, logged, make_rows, make_trainer, weights
+from conftest import generation_batch, logged, make_rows, make_trainer, noted_requests, weights
 from datasets import Dataset
 from family_cases import SIZES, counts_of
 from peft import LoraConfig
@@ -41,21 +41,16 @@ def uneven(batch):
 
 def scores_and_gradients(trainer, batch):
     """Log-probabilities and entropies `(B + 2N, T)`, the loss, the gradients, and the rows of each forward."""
-    requests, rows = [], []
-    original = trainer._cpl_share
-    trainer._cpl_share = lambda inputs, request, policy_loss: (
-        requests.append(request),
-        original(inputs, request, policy_loss),
-    )[1]
+    rows = []
     count = trainer.model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, batch)
+    with noted_requests(trainer) as requests:
+        loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
     count.remove()
-    trainer._cpl_share = original
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
     [request] = requests
     return request.logps.detach(), request.entropies.detach(), loss.detach(), gradients, rows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import trl
-from conftest import hash_reward, make_config
+from conftest import hash_reward, make_config, noted_requests
 from PIL import ImageOps
 from tiny_models import build
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -78,11 +78,6 @@ def score(trainer):
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
-    seen = []
-    cpl = trainer._cpl_share
-    trainer._cpl_share = lambda inputs, request, policy_loss: (
-        seen.append(request),
-        cpl(inputs, request, policy_loss),
-    )[1]
-    loss = trainer.compute_loss(trainer.model, batch)
-    return batch, seen[0], loss
+    with noted_requests(trainer) as requests:
+        loss = trainer.compute_loss(trainer.model, batch)
+    return batch, requests[0], loss

@@ -27,7 +27,7 @@ from ..method.losses import token_scores
 from ..method.request import ScoringRequest, ViewPair, split_scores
 from ..method.view_maker import ViewMaker
 from ..method.views import View
-from ..run.rows.checks import ROW_PLACE, RowPlace, images_of
+from ..run.rows.checks import ROW_PLACE, LocatedRows, RowPlace, images_of
 from ..run.token_text import TokenTexts
 from ..run.weights import load_model
 from ..trainer import CPPOTrainer
@@ -244,16 +244,16 @@ def score_views(
         processor ([`~transformers.ProcessorMixin`], *optional*): the model's; `None` for the one that is saved with it.
         rows ([`~datasets.Dataset`] or `list[dict]`): conversational `prompt`, and `images` or `image`. A row without an image has
             no views.
-        completions (`list`, *optional*): of each row, as text or token ids. By default the model writes them, greedily.
+        completions (`list`, *optional*): of each row that is scored, as text or token ids. By default the model writes them, greedily.
         batch_size (`int`, *optional*, defaults to `4`): rows in one forward. Results do not depend on it.
-        row_numbers (`list[int]`, *optional*): the rows' places in a data set, by which their views are drawn and errors name them;
-            by default 0, 1, 2 and so on.
-        source (`str`, *optional*, defaults to `"rows"`): what errors call that data set.
+        row_numbers (`list[int]`, *optional*): which of the rows, in this order; by default all. Views are drawn by them, and errors
+            name them.
+        source (`str`, *optional*, defaults to `"rows"`): what errors call the rows.
         progress (`str`, *optional*): shows a bar of batches with this description.
         **settings: see [`ViewScorer`], such as `seed=0`, `information_removing=["patch_blackening"]`, `dtype="auto"`.
 
     Returns:
-        `list[Rollout]`: one a row, in their order.
+        `list[Rollout]`: one a row that is scored, in their order.
 
     Raises:
         `ValueError`: naming row and column, for a row that cannot be read; if there are not as many completions as rows, or one
@@ -261,21 +261,24 @@ def score_views(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}.")
-    if completions is not None and len(completions) != len(rows):
-        raise ValueError(f"There are {len(completions)} completions for {len(rows)} rows. Pass one a row, or none.")
-    rows = rows if isinstance(rows, Dataset) else _with_equal_columns(rows)
-    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list([_STAND_IN])
     numbers = list(range(len(rows))) if row_numbers is None else row_numbers
+    if completions is not None and len(completions) != len(numbers):
+        raise ValueError(f"There are {len(completions)} completions for {len(numbers)} rows. Pass one a row, or none.")
+    if isinstance(rows, Dataset):
+        dataset, located = rows, LocatedRows(rows, source)
+    else:
+        rows = _with_equal_columns(rows)
+        dataset = Dataset.from_list([_STAND_IN])
+        located = [{**row, ROW_PLACE: RowPlace(number, source)} for number, row in enumerate(rows)]
     rollouts = []
     with _as_it_was(model, processor):
         scorer = ViewScorer(model, dataset, processor, per_device_eval_batch_size=batch_size, **settings)
         ids = None
         if completions is not None:
             ids = [scorer.ids_of(number, given) for number, given in zip(numbers, completions, strict=True)]
-        for start in tqdm(range(0, len(rows), batch_size), desc=progress, unit="batch", disable=progress is None):
-            places = range(start, min(start + batch_size, len(rows)))
-            batch = [{**rows[place], ROW_PLACE: RowPlace(numbers[place], source)} for place in places]
-            part = slice(places.start, places.stop)
+        for start in tqdm(range(0, len(numbers), batch_size), desc=progress, unit="batch", disable=progress is None):
+            part = slice(start, start + batch_size)
+            batch = [located[number] for number in numbers[part]]
             rollouts += scorer(batch, numbers[part], None if ids is None else ids[part])
     return rollouts
 

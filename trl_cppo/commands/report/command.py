@@ -121,7 +121,7 @@ def _score(args: ReportArguments, job: _Job, model: str, completions: list[list[
     return score_views(
         model,
         None,
-        job.dataset.select(job.row_numbers),
+        job.dataset,
         completions,
         args.batch_size,
         job.row_numbers,
