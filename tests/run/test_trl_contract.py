@@ -211,7 +211,7 @@ def test_a_setting_of_trl_that_ours_would_replace_is_named(tmp_path, untested, m
 
 
 def test_the_import_names_the_trl_that_fits():
-    code = "import trl.trainer.grpo_trainer, trl.trainer.utils as u; del u.get_callable_name; import trl_cppo"
+    code = "import trl.trainer.grpo_trainer, trl.trainer.utils as u; del u.get_callable_name; from trl_cppo import CPPOTrainer"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
     *_, error, note = run.stderr.strip().splitlines()
     assert error.startswith("ImportError: cannot import name 'get_callable_name' from 'trl.trainer.utils'")
