@@ -36,9 +36,10 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(_HOMES[name], __name__), name)
     except ImportError as error:
-        from .run.trl_contract import note_fitting_trl
+        from .run.trl_contract import FITTING_TRL, is_of_trl
 
-        note_fitting_trl(error)
+        if is_of_trl(error):
+            error.add_note(FITTING_TRL)
         raise
     globals()[name] = value
     return value

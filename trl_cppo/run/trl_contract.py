@@ -123,10 +123,9 @@ def check_trainer(trainer: "trl.GRPOTrainer") -> None:
     )
 
 
-def note_fitting_trl(error: ImportError) -> None:
-    """Add to a failed import which TRL fits, if it is TRL that has not, or no longer, what we import."""
-    if error.name is not None and error.name.partition(".")[0] == "trl":
-        error.add_note(FITTING_TRL)
+def is_of_trl(error: ImportError) -> bool:
+    """Whether it is TRL that has not, or no longer, what we import."""
+    return error.name is not None and error.name.partition(".")[0] == "trl"
 
 
 def _is_tested(version: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .records import Record
 from .statistics import bootstrap_interval, pass_at_k, std_over_samples
 
