@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .versions import FITTING_TRL, is_of_trl
+
 if TYPE_CHECKING:
     from .commands.view_scoring import score_views
     from .config import CPPOConfig
@@ -36,8 +38,6 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(_HOMES[name], __name__), name)
     except ImportError as error:
-        from .run.trl_contract import FITTING_TRL, is_of_trl
-
         if is_of_trl(error):
             error.add_note(FITTING_TRL)
         raise

@@ -16,9 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from ..scoring.arguments import SCORING_ARGUMENTS
-
-TESTED_TRL = ">=1.15,<1.17"  # as setup.cfg has it
-FITTING_TRL = f'trl-cppo was tested with TRL {TESTED_TRL}; to install one of these: pip install "trl{TESTED_TRL}"'
+from ..versions import FITTING_TRL, TESTED_TRL
 
 _TRAINER = "trl.trainer.grpo_trainer:GRPOTrainer"
 _SCORING = f"{_TRAINER}._get_per_token_logps_and_entropies"
@@ -121,11 +119,6 @@ def check_trainer(trainer: "trl.GRPOTrainer") -> None:
         f"TRL {trl.__version__} is installed. It has all that CPPOTrainer relies on, by name; what it computes was not "
         f"checked: {FITTING_TRL}"
     )
-
-
-def is_of_trl(error: ImportError) -> bool:
-    """Whether it is TRL that has not, or no longer, what we import."""
-    return error.name is not None and error.name.partition(".")[0] == "trl"
 
 
 def _is_tested(version: str) -> bool:

@@ -27,8 +27,8 @@ TYPES = {"int": int, "float": float}
 
 class RecordedParser(argparse.ArgumentParser):
     """
-    A parser that knows the flags, and refuses a value where it has to be a number or one of a list. What it lets pass the
-    command's own parser reads.
+    A parser that knows the flags, and refuses a value where it has to be a number or one of a list. What it lets pass, such
+    as a number that may be none, the command's own parser reads.
     """
 
     def error(self, message: str) -> NoReturn:

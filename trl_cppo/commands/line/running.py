@@ -5,6 +5,7 @@
 import os
 from importlib import import_module
 
+from ...versions import FITTING_TRL, is_of_trl
 from .ending import stop
 from .flags import answer_early, split_config
 
@@ -23,8 +24,6 @@ def run_command(name: str, arguments: list[str], program: str) -> None:
     try:
         command = import_module(f"trl_cppo.commands.{name}.command")
     except ImportError as error:
-        from ...run.trl_contract import FITTING_TRL, is_of_trl
-
         stop(program, ImportError(f"{error}. {FITTING_TRL}") if is_of_trl(error) else error)
     main = command.main
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun's page then ends with the error that stopped a run

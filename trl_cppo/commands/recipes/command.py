@@ -4,7 +4,6 @@
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from ..line import stop
@@ -68,6 +67,6 @@ def main(arguments: list[str], program: str = "trl-cppo recipes") -> None:
     if args.action is None:
         return show()
     try:
-        print(f"Copied to {copy_recipe(args.name, args.folder)}.", file=sys.stderr)
+        print(f"Copied to {copy_recipe(args.name, args.folder)}.")
     except (ValueError, OSError) as error:
         stop(program, error)
