@@ -62,7 +62,7 @@ def test_under_torchrun_an_error_goes_into_its_page(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "error.json").read_text())["message"].startswith("trl-cppo train: error: argument")
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "report"])
+@pytest.mark.parametrize("name", ["train", "report"])
 def test_a_trl_that_does_not_fit_is_told_on_the_last_line(name):
     code = "import trl.trainer.utils as u; del u.get_callable_name; from trl_cppo.__main__ import main; "
     done = subprocess.run(
