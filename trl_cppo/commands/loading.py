@@ -64,7 +64,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     except (ValueError, IndexError, DatasetGenerationError) as error:  # no rows; ViRL39K's images.zip, taken for data
         raise ValueError(
             f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
-            "in an archive must be prepared: examples/prepare_dataset.py."
+            "in an archive must be prepared: trl-cppo prepare."
         ) from error
 
 

@@ -53,7 +53,7 @@ class ReportArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards to show, by the names that train_cppo.py takes. Default: none; for digits, the sum."
+            "help": "Rewards to show, by the names that trl-cppo train takes. Default: none; for digits, the sum."
         },
     )
     sample: bool = field(default=False, metadata={"help": "Sample the completions instead of decoding greedily."})
