@@ -141,3 +141,12 @@ def test_a_name_that_is_neither_is_refused():
         "trl-cppo train: error: --config: there is no file deepspeed_zero2, and no recipe of that name;"
     )
     assert all(path.stem in line for path in CONFIGS.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_file_that_is_no_yaml_is_told_in_a_line(command, tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: 2\n")
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--config", str(tmp_path / "broken.yaml")])
+    line = str(stop.value.code)
+    assert line.startswith(f"trl-cppo {command}: error: ") and "broken.yaml" in line and "\n" not in line

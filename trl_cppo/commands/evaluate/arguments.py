@@ -9,6 +9,7 @@ from trl import TrlParser
 
 from ...config import as_in_training
 from ...method.image_size import check_limits
+from ..line import ShortErrors
 
 
 @dataclass
@@ -90,5 +91,9 @@ class EvaluationArguments:
 EPILOG = "--config FILE: a YAML file of settings by the flags' names, below those that are given."
 
 
+class _Parser(ShortErrors, TrlParser):
+    """TRL's, with errors of one line."""
+
+
 def make_parser(program: str) -> TrlParser:
-    return TrlParser((EvaluationArguments,), prog=program, epilog=EPILOG)
+    return _Parser((EvaluationArguments,), prog=program, epilog=EPILOG)

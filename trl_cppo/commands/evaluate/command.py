@@ -93,7 +93,7 @@ def main(arguments: list[str], program: str = "trl-cppo evaluate") -> None:
         # A process that has finished waits for the slowest, for hours if need be.
         state = PartialState(cpu=args.use_cpu, timeout=timedelta(days=7))
         job = prepare(args, state)
-    except (ValueError, OSError, ImportError, AttributeError) as error:
+    except (ValueError, OSError, ImportError, AttributeError, yaml.YAMLError) as error:
         stop(program, error)
     try:
         run(job, args, state)

@@ -3,6 +3,7 @@
 """What all commands share on a command line. Light: neither torch nor TRL is imported before a command runs."""
 
 from .ending import leave, stop
+from .flags import ShortErrors
 from .running import run_command
 
-__all__ = ["leave", "run_command", "stop"]
+__all__ = ["ShortErrors", "leave", "run_command", "stop"]

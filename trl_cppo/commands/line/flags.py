@@ -25,11 +25,8 @@ FORMATTERS = {
 TYPES = {"int": int, "float": float}
 
 
-class RecordedParser(argparse.ArgumentParser):
-    """
-    A parser that knows the flags, and refuses a value where it has to be a number or one of a list. What it lets pass, such
-    as a number that may be none, the command's own parser reads.
-    """
+class ShortErrors:
+    """For a parser: its errors in one line, for the usage of two hundred flags would push it off the screen."""
 
     def error(self, message: str) -> NoReturn:
         stop(self.prog, ValueError(f"{message}.{self._nearest(message)} All flags: {self.prog} --help"))
@@ -40,6 +37,13 @@ class RecordedParser(argparse.ArgumentParser):
             return ""
         near = difflib.get_close_matches(wrong[0], self._option_string_actions, n=1)
         return f" Did you mean {near[0]}?" if near else ""
+
+
+class RecordedParser(ShortErrors, argparse.ArgumentParser):
+    """
+    A parser that knows the flags, and refuses a value where it has to be a number or one of a list. What it lets pass, such
+    as a number that may be none, the command's own parser reads.
+    """
 
 
 def answer_early(command: str, arguments: list[str], program: str) -> None:

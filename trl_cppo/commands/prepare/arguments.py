@@ -5,6 +5,7 @@
 import argparse
 from typing import Any
 
+from ..line import ShortErrors
 from .rows import PROMPT_SUFFIX
 
 DESCRIPTION = """
@@ -17,9 +18,13 @@ what CPPOTrainer and GRPOTrainer read: a folder of parquet files for `load_datas
 """
 
 
+class _Parser(ShortErrors, argparse.ArgumentParser):
+    """With errors of one line."""
+
+
 def make_parser(program: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(program, description=DESCRIPTION, formatter_class=raw)
+    parser = _Parser(program, description=DESCRIPTION, formatter_class=raw)
     parser.add_argument("--dataset", required=True, help="Hub id, or local folder of the same files.")
     parser.add_argument("--output", required=True, help="Folder to make.")
     parser.add_argument("--split", nargs="+", help="Splits to prepare. Default: all.")

@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ..line import stop
+from ..line import ShortErrors, stop
 from . import ACCELERATE_CONFIGS, CONFIGS, recipe_named
 
 GROUPS = {
@@ -22,9 +22,13 @@ folder, to be read and changed.
 """
 
 
+class _Parser(ShortErrors, argparse.ArgumentParser):
+    """With errors of one line."""
+
+
 def make_parser(program: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(program, description=DESCRIPTION, formatter_class=raw)
+    parser = _Parser(program, description=DESCRIPTION, formatter_class=raw)
     actions = parser.add_subparsers(dest="action", metavar="copy")
     copy = actions.add_parser("copy", help="copy a recipe or configuration into a folder")
     copy.add_argument("name", metavar="NAME", help="As the list has it.")

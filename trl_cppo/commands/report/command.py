@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ...config import CPPOConfig, as_in_training
 from ...method.image_size import check_limits
-from ..line import stop
+from ..line import ShortErrors, stop
 from ..loading import DIGITS, check_folder, load_rewards, load_split
 from ..rollouts import Rollout
 from ..view_scoring import score_views
@@ -179,8 +179,12 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
+class _Parser(ShortErrors, HfArgumentParser):
+    """That of transformers, with errors of one line."""
+
+
 def make_parser(program: str) -> HfArgumentParser:
-    return HfArgumentParser(ReportArguments, prog=program)
+    return _Parser(ReportArguments, prog=program)
 
 
 def main(arguments: list[str], program: str = "trl-cppo report") -> None:

@@ -10,6 +10,7 @@ import yaml
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from ...config import CPPOConfig
+from ..line import ShortErrors
 from ..recipes import CONFIGS, recipe_named
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,12 @@ EPILOG = """--config FILE: a YAML file of settings by the flags' names, below th
 package, which `trl-cppo recipes` lists. Without a model and a data set: the recipe digits."""
 
 
+class _Parser(ShortErrors, TrlParser):
+    """TRL's, with errors of one line."""
+
+
 def make_parser(program: str) -> TrlParser:
-    return TrlParser((CPPOScriptArguments, CPPOConfig, ModelConfig), prog=program, epilog=EPILOG)
+    return _Parser((CPPOScriptArguments, CPPOConfig, ModelConfig), prog=program, epilog=EPILOG)
 
 
 def parse(arguments: list[str], program: str) -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:

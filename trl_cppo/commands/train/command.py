@@ -8,6 +8,8 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from ...run.card.markdown import is_hub_id
 from ...run.card.plotting import metric_history
 from ...trainer import CPPOTrainer
@@ -67,7 +69,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         else:
             job = job_from_arguments(script_args, training_args, model_args)
         trainer = make_trainer(job, training_args, model_args)
-    except (ValueError, OSError, ImportError, AttributeError, NotImplementedError) as error:
+    except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
         stop(program, error)
     trainer.card_example = job.card_example
     if is_hub_id(script_args.dataset_name):
