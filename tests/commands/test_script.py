@@ -153,6 +153,27 @@ def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp
     assert "needs math-verify: pip install" in error("--dataset_name", own_dataset)
 
 
+@pytest.mark.parametrize("fault", ["a row", "a reward"])
+def test_an_error_in_the_midst_of_a_run_is_the_last_thing_on_the_screen(random_model, tmp_path, fault):
+    """Not the progress bar. An error of ours comes without the lines of code that led there; any other keeps them."""
+    rows = make_rows([1, 1, 1, 1])
+    for place, image in enumerate(rows["images"]):
+        image[0].save(tmp_path / f"{place}.png")
+    last = "3.png" if fault == "a reward" else "missing.png"
+    paths = [[str(tmp_path / name)] for name in ("0.png", "1.png", "2.png", last)]
+    rows.remove_columns("images").add_column("images", paths).save_to_disk(tmp_path / "data")
+    (tmp_path / "bad.py").write_text("def bad(**kwargs):\n    raise RuntimeError('no judge')\n")
+    reward = "bad.bad" if fault == "a reward" else "think_boxed_format_reward"
+    flags = ["--model_name_or_path", random_model, "--dataset_name", "data", *OWN, "--reward_funcs", reward]
+    done = run(*flags, "--num_generations", "2", "--output_dir", "out", cwd=tmp_path, started=("-m", *MODULE))
+    *before, last = done.stderr.rstrip().splitlines()
+    assert done.returncode == 1 and ("Traceback" in done.stderr) == (fault == "a reward")
+    if fault == "a row":
+        assert last.startswith("trl-cppo train: error: Row 3 of the training data set, column 'images', image 0 ('/")
+    else:
+        assert before[-1] == "RuntimeError: no judge" and last.startswith("While generating and scoring: Row ")
+
+
 ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 

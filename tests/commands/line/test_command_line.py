@@ -112,6 +112,7 @@ def test_a_recipe_is_copied_and_nothing_is_overwritten(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("name", ["qwen2_5_vl_3b_lora_24gb", "qwen2_5_vl_3b_lora_24gb.yaml"])
 def test_a_recipe_is_taken_by_its_name_and_that_is_said(name, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()  # no file
     few = ["--use_cpu", "--bf16", "False", "--max_steps", "7"]
     with caplog.at_level(logging.INFO, "trl_cppo"):
         _, settings, model = arguments.parse(["--config", name, *few], "trl-cppo train")

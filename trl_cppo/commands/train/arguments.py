@@ -57,9 +57,8 @@ def parse(arguments: list[str], program: str) -> tuple[CPPOScriptArguments, CPPO
     script_args, model_args, *_ = look.parse_args_and_config(arguments, return_remaining_strings=True)
     asks = {"-h", "--help"} & {*arguments}  # its defaults would pass for everybody's
     if is_embedded(script_args, model_args) and not asks:
-        parser.set_defaults_with_config(
-            **yaml.safe_load((CONFIGS / "digits.yaml").read_text())
-        )  # below the user's file and flags
+        embedded = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+        parser.set_defaults_with_config(**embedded)  # below the user's file and flags
     return parser.parse_args_and_config(arguments)
 
 
@@ -74,7 +73,7 @@ def with_recipe(arguments: list[str]) -> list[str]:
         return arguments
     place = arguments.index("--config") + 1
     name = arguments[place]
-    if Path(name).exists():
+    if Path(name).exists() and not Path(name).is_dir():
         return arguments
     recipe = recipe_named(name, CONFIGS)
     if recipe is None:

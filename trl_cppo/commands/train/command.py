@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
+from transformers import ProgressCallback
 
 from ...run.card.markdown import is_hub_id
 from ...run.card.plotting import metric_history
 from ...trainer import CPPOTrainer
-from ..line import leave, stop
-from ..loading import RewardCountError
+from ..line import is_ours, leave, stop
 from .arguments import is_embedded, parse
 from .job import digits_job, job_from_arguments, make_trainer
 
@@ -54,6 +54,15 @@ def show_messages() -> None:
         ours.addHandler(logging.StreamHandler())
 
 
+def close_bars(trainer: CPPOTrainer) -> None:
+    """The progress bar of a run that has failed would be drawn anew behind its error, when the interpreter winds up."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, ProgressCallback):
+            for bar in (callback.training_bar, callback.prediction_bar):
+                if bar is not None:
+                    bar.close()
+
+
 def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     """Train as the command line's arguments say."""
     show_messages()
@@ -76,8 +85,12 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         trainer.card_dataset = script_args.dataset_name
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    except RewardCountError as error:
+    except (ValueError, OSError) as error:
+        if not is_ours(error):
+            raise
         stop(program, error)
+    finally:
+        close_bars(trainer)
 
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
