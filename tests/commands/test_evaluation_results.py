@@ -22,10 +22,15 @@ from trl_cppo.commands.evaluate import (
     table,
 )  # fmt: skip
 from trl_cppo.commands.evaluate.errors import EvaluationError
-from trl_cppo.commands.evaluate.identity import question_hash, weights_hash
+from trl_cppo.commands.evaluate.results.identity import question_hash, weights_hash
+from trl_cppo.commands.evaluate.results.statistics import (
+    bootstrap_interval,
+    mcnemar_exact,
+    pass_at_k,
+    std_over_samples,
+)
+from trl_cppo.commands.evaluate.results.summary import to_json
 from trl_cppo.commands.evaluate.runner import find_changed_row
-from trl_cppo.commands.evaluate.statistics import bootstrap_interval, mcnemar_exact, pass_at_k, std_over_samples
-from trl_cppo.commands.evaluate.summary import to_json
 from trl_cppo.run.rows.checks import LocatedRows
 
 # Statistics -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""examples/train_cppo.py as a user runs it."""
+"""examples/train_cppo.py, which is `trl-cppo train`, as a user runs it."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl_cppo import digits
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cppo.py"
+MODULE = ("trl_cppo", "train")  # what works without a checkout
 QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "16", "--eval_canvases", "20", "--save_steps", "1"]
 OWN = [
     "--use_cpu", "--bf16", "False", "--max_steps", "2", "--per_device_train_batch_size", "8", "--num_generations", "4",
@@ -26,9 +27,9 @@ OWN = [
 ]  # fmt: skip
 
 
-def run(*arguments, cwd, launcher=(sys.executable,)):
+def run(*arguments, cwd, launcher=(sys.executable,), started=(str(SCRIPT),)):
     return subprocess.run(
-        [*launcher, str(SCRIPT), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=1500,
+        [*launcher, *started, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=1500,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -62,7 +63,7 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
     assert f"accuracy, greedy | {report['held_out_accuracy']['after']:.4g} |" in card
     with Image.open(output / "training.png") as picture:
         assert min(picture.size) > 500
-    second = run(*QUICK, "--output_dir", "again", cwd=tmp_path)
+    second = run(*QUICK, "--output_dir", "again", cwd=tmp_path, launcher=[*launcher, "-m"], started=MODULE)
     assert second.returncode == 0, second.stderr[-3000:]
     assert (tmp_path / "again" / "metrics.json").read_bytes() == (output / "metrics.json").read_bytes()
 
@@ -152,6 +153,27 @@ def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp
     assert "needs math-verify: pip install" in error("--dataset_name", own_dataset)
 
 
+@pytest.mark.parametrize("fault", ["a row", "a reward"])
+def test_an_error_in_the_midst_of_a_run_is_the_last_thing_on_the_screen(random_model, tmp_path, fault):
+    """Not the progress bar. An error of ours comes without the lines of code that led there; any other keeps them."""
+    rows = make_rows([1, 1, 1, 1])
+    for place, image in enumerate(rows["images"]):
+        image[0].save(tmp_path / f"{place}.png")
+    last = "3.png" if fault == "a reward" else "missing.png"
+    paths = [[str(tmp_path / name)] for name in ("0.png", "1.png", "2.png", last)]
+    rows.remove_columns("images").add_column("images", paths).save_to_disk(tmp_path / "data")
+    (tmp_path / "bad.py").write_text("def bad(**kwargs):\n    raise RuntimeError('no judge')\n")
+    reward = "bad.bad" if fault == "a reward" else "think_boxed_format_reward"
+    flags = ["--model_name_or_path", random_model, "--dataset_name", "data", *OWN, "--reward_funcs", reward]
+    done = run(*flags, "--num_generations", "2", "--output_dir", "out", cwd=tmp_path, started=("-m", *MODULE))
+    *before, last = done.stderr.rstrip().splitlines()
+    assert done.returncode == 1 and ("Traceback" in done.stderr) == (fault == "a reward")
+    if fault == "a row":
+        assert last.startswith("trl-cppo train: error: Row 3 of the training data set, column 'images', image 0 ('/")
+    else:
+        assert before[-1] == "RuntimeError: no judge" and last.startswith("While generating and scoring: Row ")
+
+
 ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
 
 
@@ -171,16 +193,18 @@ ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
         ),
         (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
         (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
+        (["--cpl_coeff", "1"], "unrecognized arguments: --cpl_coeff 1. Did you mean --cpl_coef?"),
     ],
-    ids=["no vLLM", "no Hub", "a wrong setting"],
+    ids=["no vLLM", "no Hub", "a wrong setting", "a wrong flag"],
 )
 def test_under_a_launcher_the_last_lines_say_what_is_wrong(random_model, own_dataset, tmp_path, launcher, flags, told):
     """A page of the launcher's traceback may stand before them. (Without --quiet accelerate prints it behind, for one process.)"""
     flags = [flag.format(model=random_model, data=own_dataset) for flag in flags]
-    result = run("--use_cpu", *flags, cwd=tmp_path, launcher=launcher)
-    assert result.returncode != 0
-    last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
-    assert "train_cppo.py: error: " in last and told in last
+    for started, program in (((str(SCRIPT),), "train_cppo.py"), (("-m", *MODULE), "trl-cppo train")):
+        result = run("--use_cpu", *flags, cwd=tmp_path, launcher=launcher, started=started)
+        assert result.returncode != 0
+        last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
+        assert f"{program}: error: " in last and told in last
 
 
 def test_help_lists_every_flag(capsys, monkeypatch):

@@ -47,6 +47,7 @@ from trl import GRPOConfig, TrlParser
 
 import trl_cppo
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.commands.line.flags import RecordedParser
 from trl_cppo.commands.prepare import build
 from trl_cppo.method.metrics import cpl_metrics
 from trl_cppo.method.views import _VIEWS
@@ -145,16 +146,19 @@ def script_and_flags(command: list[str]) -> tuple[str | None, list[str]]:
     program, *words = command
     if program == "accelerate" and words[0] == "launch":
         launch = launch_command_parser().parse_args(words[1:])
-        return launch.training_script, launch.training_script_args
-    if program == "torchrun":
+        words = [launch.training_script, *launch.training_script_args]
+    elif program == "torchrun":
         launch = get_args_parser().parse_args(words)
-        return launch.training_script, launch.training_script_args
-    if program in ("python", "python3"):
-        start = 1 if words[0] == "-m" else 0
-        if words[start] == "trl_cppo":
-            return " ".join(words[start : start + 2]), words[start + 2 :]
-        return words[start], words[start + 1 :]
-    return None, []
+        words = [launch.training_script, *launch.training_script_args]
+    elif program in ("python", "python3"):
+        words = words[1:] if words[0] == "-m" else words
+    elif program == "trl-cppo":
+        words = ["trl_cppo", *words]
+    else:
+        return None, []
+    if words[0] == "trl_cppo":
+        return " ".join(words[:2]), words[2:]
+    return words[0], words[1:]
 
 
 def check_command(command: list[str]) -> None:
@@ -163,11 +167,11 @@ def check_command(command: list[str]) -> None:
             assert (ROOT / word).is_file(), f"{word} does not exist"
     script, flags = script_and_flags(command)
     if script and script.startswith((*FOLDERS, "trl_cppo", "benchmarks")):
-        if script.endswith(".py") and "Parser(" not in (ROOT / script).read_text():
+        if script.endswith(".py") and not re.search(r"Parser\(|run_command\(", (ROOT / script).read_text()):
             assert not flags, f"{script} takes no flags"
             return
         parser = parser_of(script)
-        if isinstance(parser, TrlParser) and "--config" in flags:  # which it takes out before it parses
+        if isinstance(parser, (TrlParser, RecordedParser)) and "--config" in flags:  # which is taken out before
             place = flags.index("--config")
             flags = flags[:place] + flags[place + 2 :]
         parser.parse_args(flags)
@@ -196,6 +200,8 @@ def test_commands_name_files_and_flags_that_exist(page, capsys):
         "accelerate launch --num_proces 2 examples/train_cppo.py",
         "A=1 torchrun --nproc_per_node 2 examples/train_cppo.py \\\n  --cpl_coeff 1",
         "ls && python examples/train_cppo.py --cpl_coef much",
+        "accelerate launch -m trl_cppo train --cpl_coeff 1",
+        "trl-cppo recipes coppy digits",
     ],
 )  # fmt: skip
 def test_wrong_commands_are_found(wrong):

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each recipe of examples/configs/ goes through the script's own parser; none of those for GPUs can be run here."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from trl import get_peft_config
 
 from trl_cppo import CPPOConfig
 from trl_cppo.commands.loading import load_rewards
+from trl_cppo.commands.train import arguments
 from trl_cppo.method.image_size import limited_size
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -23,15 +22,12 @@ VIRL39K = {"qwen2_5_vl_3b_virl39k": (8, "zero2"), "qwen2_5_vl_7b_virl39k": (2, "
 
 
 def parse(monkeypatch, recipe, processes, *flags):
-    """What train_cppo.py makes of a recipe on that many processes, less what needs a GPU."""
-    spec = importlib.util.spec_from_file_location("train_cppo", EXAMPLES / "train_cppo.py")
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["train_cppo"] = script
-    spec.loader.exec_module(script)
+    """What `trl-cppo train` makes of a recipe on that many processes, less what needs a GPU."""
     monkeypatch.setattr(CPPOConfig, "world_size", property(lambda self: processes))
-    given = [] if recipe.stem == "digits" else ["--config", str(recipe)]  # digits.yaml is what the script takes itself
-    monkeypatch.setattr(sys, "argv", ["train_cppo.py", *given, "--use_cpu", "--bf16", "False", *flags])
-    return script.parse()
+    given = (
+        [] if recipe.stem == "digits" else ["--config", str(recipe)]
+    )  # digits.yaml is what the command takes itself
+    return arguments.parse([*given, "--use_cpu", "--bf16", "False", *flags], "trl-cppo train")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -39,7 +35,7 @@ def test_every_line_of_a_recipe_arrives_in_the_configuration(monkeypatch, recipe
     processes = 8 if recipe.stem in VIRL39K else 1
     parsed = parse(monkeypatch, recipe, processes)
     for name, value in yaml.safe_load(recipe.read_text()).items():
-        [owner] = [arguments for arguments in parsed if hasattr(arguments, name)]
+        [owner] = [settings for settings in parsed if hasattr(settings, name)]
         arrived = getattr(owner, name)
         arrived = getattr(arrived, "value", arrived)  # an enumeration's
         assert arrived == {"bf16": False, "report_to": []}.get(name, value), name

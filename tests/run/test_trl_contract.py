@@ -24,6 +24,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from trl_cppo import CPPOTrainer
+from trl_cppo.commands import view_scoring
 from trl_cppo.run import trl_contract
 from trl_cppo.run.trl_contract import ATTRIBUTES, SAMPLING_ATTRIBUTES, VLLM_ATTRIBUTES, find_changes, find_missing
 
@@ -66,7 +67,7 @@ def test_the_tested_range_is_that_of_the_package():
 def test_the_contract_names_every_attribute_that_we_read():
     set_by_trl = set(re.findall(r"self\.(\w+)(?:: [^=\n]+)? = ", inspect.getsource(GRPOTrainer.__init__)))
     modules = {sys.modules[cls.__module__] for cls in CPPOTrainer.__mro__ if cls.__module__.startswith("trl_cppo")}
-    modules.add(sys.modules["trl_cppo.commands.view_scoring"])
+    modules.add(view_scoring)
     read = {
         name
         for module in modules
@@ -211,7 +212,7 @@ def test_a_setting_of_trl_that_ours_would_replace_is_named(tmp_path, untested, m
 
 
 def test_the_import_names_the_trl_that_fits():
-    code = "import trl.trainer.grpo_trainer, trl.trainer.utils as u; del u.get_callable_name; import trl_cppo"
+    code = "import trl.trainer.grpo_trainer, trl.trainer.utils as u; del u.get_callable_name; from trl_cppo import CPPOTrainer"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)
     *_, error, note = run.stderr.strip().splitlines()
     assert error.startswith("ImportError: cannot import name 'get_callable_name' from 'trl.trainer.utils'")

@@ -82,7 +82,7 @@ def named_commands(page: Path) -> list[list[str]]:
     blank = re.sub(r"^ *```.*?^ *```", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL | re.MULTILINE)
     for match in re.finditer(r"`([^`]+)`", blank):
         span = " ".join(match[1].split())
-        server = span.startswith(("trl ", "vllm ", "hf ")) and "--" in span
+        server = span.startswith(("trl ", "vllm ", "hf ", "trl-cppo ")) and "--" in span
         if server or (_STARTS.match(span) and re.search(r"\.py\b| -m ", span)):
             found.append((blank.count("\n", 0, match.start()) + 1, span))
     commands = commands_of("\n".join(text for _, text in sorted(found, key=lambda item: item[0])))

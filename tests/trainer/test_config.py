@@ -78,7 +78,7 @@ def default_of(field):
 
 def test_import_is_light_and_silent():
     code = (
-        "import sys; from trl import GRPOTrainer; theirs = set(sys.modules); import trl_cppo; "
+        "import sys; from trl import GRPOTrainer; theirs = set(sys.modules); from trl_cppo import *; "
         "heavy = {'deepspeed', 'sklearn', 'matplotlib', 'vllm'} & (set(sys.modules) - theirs); assert not heavy, heavy"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=1500)

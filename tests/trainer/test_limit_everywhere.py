@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from trl_cppo import limit_pixels
 from trl_cppo.commands.evaluate import CompletionGenerator, evaluate_rows
-from trl_cppo.commands.evaluate.identity import question_hash
+from trl_cppo.commands.evaluate.results.identity import question_hash
 from trl_cppo.commands.prepare import prepare
 from trl_cppo.commands.prepare.images import MIN_SIDE, usable_bytes
 from trl_cppo.commands.view_scoring import ViewScorer

@@ -7,13 +7,10 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import json
-import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
@@ -31,34 +28,6 @@ DEFAULT_REWARDS = {
 }
 MATH_REWARDS = {"boxed_accuracy_reward": boxed_accuracy_reward, "accuracy_reward": accuracy_reward}  # need `solution`
 KNOWN_REWARDS = {**MATH_REWARDS, "think_boxed_format_reward": think_boxed_format_reward}
-
-
-def stop(program: str, error: Exception) -> NoReturn:
-    """
-    End a command with its error on one line, whichever library it comes from.
-
-    Launchers print a page of their own behind it. That of torchrun, which `accelerate launch` uses for several processes,
-    ends with what it finds in an error file: the line again.
-    """
-    line = f"{program}: error: {' '.join(str(error).split())}"
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if error_file:
-        Path(error_file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
-    elif os.environ.get("ACCELERATE_MIXED_PRECISION"):  # which `accelerate launch` sets
-        line += "\n(A traceback behind this line is accelerate's own and says no more: `accelerate launch --quiet` leaves it out.)"
-    sys.exit(line)
-
-
-def leave(processes: int, device: str) -> None:
-    """
-    End a command that went well, after its process group. Does nothing but on several CPU processes: gloo's threads may
-    abort an interpreter that winds up ("terminate called without an active exception"; once in some forty runs), and the
-    launcher would report a failure.
-    """
-    if processes > 1 and device == "cpu":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def check_folder(flag: str, path: str | None) -> None:
@@ -95,7 +64,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     except (ValueError, IndexError, DatasetGenerationError) as error:  # no rows; ViRL39K's images.zip, taken for data
         raise ValueError(
             f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
-            "in an archive must be prepared: examples/prepare_dataset.py."
+            "in an archive must be prepared: trl-cppo prepare."
         ) from error
 
 

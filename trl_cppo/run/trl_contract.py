@@ -16,9 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from ..scoring.arguments import SCORING_ARGUMENTS
-
-TESTED_TRL = ">=1.15,<1.17"  # as setup.cfg has it
-FITTING_TRL = f'trl-cppo was tested with TRL {TESTED_TRL}; to install one of these: pip install "trl{TESTED_TRL}"'
+from ..versions import FITTING_TRL, TESTED_TRL
 
 _TRAINER = "trl.trainer.grpo_trainer:GRPOTrainer"
 _SCORING = f"{_TRAINER}._get_per_token_logps_and_entropies"

@@ -30,21 +30,28 @@ MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
 ROWS = 136  # of a data set: a generation batch of the ViRL39K recipes on two processes holds 128 prompts
 STEPS = 2
 LENGTH = ["--max_completion_length", "28"]  # of the embedded task's answers; others are shorter
-FLAGS = {  # by what a command starts
-    "examples/train_cppo.py": [
+FLAGS = {  # by the command of the package
+    "train": [
         "--use_cpu", "--max_steps", str(STEPS), "--save_steps", "1", "--logging_steps", "1", "--report_to", "none",
         "--eval_canvases", "8", *LENGTH,
     ],
-    "examples/evaluate.py": ["--num_rows", "4", *LENGTH],
-    "trl_cppo": ["--num_rows", "2", *LENGTH],
-    "examples/prepare_dataset.py": [],
+    "evaluate": ["--num_rows", "4", *LENGTH],
+    "report": ["--num_rows", "2", *LENGTH],
+    "prepare": [],
+    "recipes": [],
 }  # fmt: skip
+SCRIPTS = {
+    "examples/train_cppo.py": "train",
+    "examples/evaluate.py": "evaluate",
+    "examples/prepare_dataset.py": "prepare",
+}
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 VLLM_FLAGS = ["--vllm_enable_sleep_mode", "False"] if HAS_VLLM else ["--use_vllm", "False"]  # sleep needs CUDA
 LAUNCHERS = {
     "python": [],
     "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
     "torchrun": ["-m", "torch.distributed.run"],
+    "trl-cppo": ["-m", "trl_cppo"],
 }
 # Files that a command reads and no other one makes under that name: what does.
 LOGGED = "python examples/train_cppo.py --log_completions true"
@@ -137,7 +144,7 @@ def rehearsed(words: list[str], port: int) -> list[str]:
     program, *rest = words
     if program == "hf":
         return [str(Path(sys.executable).parent / "hf"), *rest]
-    if program not in LAUNCHERS or not any(name in rest for name in FLAGS):
+    if program not in LAUNCHERS or started(words) is None:
         raise ValueError(
             f"{' '.join(words)} has no rehearsal: teach tests/project/rehearsals/stand_ins.py what stands in for it, or list it in "
             "docs/distributed.md among the commands that have not run."
@@ -146,18 +153,30 @@ def rehearsed(words: list[str], port: int) -> list[str]:
         rest = _on_cpus(rest, port)
     for long, short in SHORTER.items():
         rest = [word.replace(long, short) for word in rest]
-    return [sys.executable, *LAUNCHERS[program], *rest, *_flags(rest)]
+    return [sys.executable, *LAUNCHERS[program], *rest, *_flags(rest, started(words))]
 
 
-def _flags(words: list[str]) -> list[str]:
+def started(words: list[str]) -> str | None:
+    """The command of the package that a documented command runs: by its script, or behind the package's name."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in SCRIPTS:
+            return SCRIPTS[word]
+        if word in ("trl_cppo", "trl-cppo"):
+            return following if following in FLAGS else None
+    return None
+
+
+def _flags(words: list[str], command: str) -> list[str]:
     """What is added behind the words."""
-    flags = FLAGS[next(name for name in FLAGS if name in words)]
+    flags = FLAGS[command]
     if "--max_steps" in words:  # few already
         place = flags.index("--max_steps")
         flags = flags[:place] + flags[place + 2 :]
     if "--compare" in words and "--model" not in words:  # which reads two files, and takes no other flag
         return []
-    if "--config" in words and yaml.safe_load((ROOT / words[words.index("--config") + 1]).read_text()).get("use_vllm"):
+    if "--config" in words and yaml.safe_load(recipe_file(words[words.index("--config") + 1]).read_text()).get(
+        "use_vllm"
+    ):
         flags = [*flags, *VLLM_FLAGS]
     return flags
 
@@ -184,5 +203,15 @@ def processes_of(words: list[str]) -> int:
     numbers = dict(zip(words, words[1:], strict=False))
     number = numbers.get("--num_processes") or numbers.get("--nproc_per_node")
     if number is None and "--config_file" in numbers:
-        number = yaml.safe_load((ROOT / numbers["--config_file"]).read_text())["num_processes"]
+        number = yaml.safe_load(launcher_file(numbers["--config_file"]).read_text())["num_processes"]
     return min(int(number or 1), 2)
+
+
+def launcher_file(name: str) -> Path:
+    """An accelerate configuration of the checkout, or what `trl-cppo recipes copy` has copied, by its name."""
+    return ROOT / "examples" / "accelerate_configs" / Path(name).name
+
+
+def recipe_file(name: str) -> Path:
+    """A recipe by its path or its name."""
+    return ROOT / "examples" / "configs" / f"{Path(name).stem}.yaml"

@@ -19,14 +19,24 @@ import pytest
 import torch
 import yaml
 from conftest import free_port
-from documented import ROOT, Command, nodes_of, to_rehearse
+from documented import Command, nodes_of, to_rehearse
 from hub import Hub
-from stand_ins import HAS_VLLM, MADE_BY, STEPS, environment, fake_hub, processes_of, rehearsed, working_folder
+from stand_ins import (
+    HAS_VLLM,
+    MADE_BY,
+    STEPS,
+    environment,
+    fake_hub,
+    processes_of,
+    recipe_file,
+    rehearsed,
+    started,
+    working_folder,
+)
 from transformers import AutoModelForImageTextToText
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * 1500)]
 GROUPS = nodes_of(to_rehearse())
-TRAIN = "examples/train_cppo.py"
 LIMIT = 1500  # seconds for one command, which takes 5 to 60; only a guard against hanging
 
 
@@ -84,12 +94,12 @@ def test_the_command_runs(sandbox, commands):
         if file in MADE_BY:
             sandbox.run(rehearsed(shlex.split(MADE_BY[file]), port))
     runs = [rehearsed(command.words, port) for command in commands]
-    words = runs[0]
-    if TRAIN in words and "--resume_from_checkpoint" not in words:
+    words, trains = runs[0], started(runs[0]) == "train"
+    if trains and "--resume_from_checkpoint" not in words:
         for left in (sandbox.folder / output_of(words)).glob("checkpoint-*"):  # by a command before this one
             shutil.rmtree(left)
     sandbox.run(*runs)
-    if TRAIN in words:
+    if trains:
         check_training(sandbox.folder / output_of(words), commands, int(option(words, "--max_steps")))
         if "examples/configs/" in commands[0].text and not HAS_VLLM:  # a recipe also goes on from its checkpoint
             more = [word for word in words if word != "--push_to_hub"]
@@ -104,7 +114,7 @@ def test_the_command_runs(sandbox, commands):
 
 
 def output_of(words: list[str]) -> str:
-    recipe = ROOT / option(words, "--config", "examples/configs/digits.yaml")
+    recipe = recipe_file(option(words, "--config", "digits"))
     return option(words, "--output_dir", yaml.safe_load(recipe.read_text())["output_dir"])
 
 

@@ -37,12 +37,10 @@ def test_a_known_layout_is_to_be_prepared_not_renamed(name, tmp_path):
     source = write_layout(name, tmp_path / "source", rows=1)
     [path] = list(source.rglob("*.parquet"))[:1]
     dataset = load_dataset("parquet", data_files=str(path), split="train")
-    command = r"no column 'prompt'; .*Prepare it: python examples/prepare_dataset.py --dataset {} --output data/\w+, .*trl_cppo.commands.prepare.prepare"
+    command = r"no column 'prompt'; .*Prepare it: trl-cppo prepare --dataset {} --output data/\w+, .*trl_cppo.commands.prepare.prepare"
     assert re.search(command.format("NAME"), error_of(dataset)) and "ename" not in error_of(dataset)
     assert re.search(command.format(name), error_of(dataset, source=name))
-    unreadable = (
-        "cannot be loaded .* must be prepared: examples/prepare_dataset.py"  # `datasets` takes images.zip for data
-    )
+    unreadable = "cannot be loaded .* must be prepared: trl-cppo prepare"  # `datasets` takes images.zip for data
     archived = (source / "images.zip").is_file()
     with pytest.raises(ValueError, match=unreadable if archived else command.format(re.escape(str(source)))):
         load_split(str(source), "train")

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a vision-language model: completions, scores, statistics, comparison. docs/evaluation.md says how."""
 
-from .comparison import compare, comparison_table
 from .generation import CompletionGenerator
-from .records import Records
+from .results.comparison import compare, comparison_table
+from .results.records import Records
+from .results.summary import summarize, table
 from .runner import evaluate_rows
-from .summary import summarize, table
 
 __all__ = ["CompletionGenerator", "Records", "compare", "comparison_table", "evaluate_rows", "summarize", "table"]

@@ -13,8 +13,8 @@ from ...run.rows.images import RowImages
 from ..loading import RewardCountError
 from .errors import EvaluationError
 from .generation import Completion, CompletionGenerator
-from .identity import question_hash
-from .records import Record
+from .results.identity import question_hash
+from .results.records import Record
 
 
 def evaluate_rows(

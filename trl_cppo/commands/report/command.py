@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from ...config import CPPOConfig, as_in_training
 from ...method.image_size import check_limits
-from ..loading import DIGITS, check_folder, load_rewards, load_split, stop
+from ..line import ShortErrors, stop
+from ..loading import DIGITS, check_folder, load_rewards, load_split
 from ..rollouts import Rollout
 from ..view_scoring import score_views
 from .completions import GivenCompletion, prompt_text, read_completions
@@ -52,7 +53,7 @@ class ReportArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards to show, by the names that train_cppo.py takes. Default: none; for digits, the sum."
+            "help": "Rewards to show, by the names that trl-cppo train takes. Default: none; for digits, the sum."
         },
     )
     sample: bool = field(default=False, metadata={"help": "Sample the completions instead of decoding greedily."})
@@ -178,15 +179,22 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def main(arguments: list[str]) -> None:
+class _Parser(ShortErrors, HfArgumentParser):
+    """That of transformers, with errors of one line."""
+
+
+def make_parser(program: str) -> HfArgumentParser:
+    return _Parser(ReportArguments, prog=program)
+
+
+def main(arguments: list[str], program: str = "trl-cppo report") -> None:
     """Make the page that the command line's arguments ask for."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        parser = HfArgumentParser(ReportArguments, prog="python -m trl_cppo report")
-        [args] = parser.parse_args_into_dataclasses(arguments)
+        [args] = make_parser(program).parse_args_into_dataclasses(arguments)
         page = make_page(args)
         Path(args.output).write_text(page, encoding="utf-8")
     except (ValueError, OSError, ImportError, AttributeError) as error:
-        stop("trl_cppo report", error)
+        stop(program, error)
     print(f"{args.output}: {len(page.encode()) / 1e6:.1f} MB. Open it in a browser; it needs no other file.")

@@ -33,7 +33,7 @@ def read_completions(path: str, dataset: Dataset, num_rows: int) -> list[GivenCo
 
     The column `completion` holds a text or one assistant message. A column `dataset_row` or `row` says which row of the
     data set it answers; without one, the `prompt` is looked up. The other columns of numbers are rewards, but for
-    `advantage`, `step` and `sample`. The records of `examples/evaluate.py` are read too.
+    `advantage`, `step` and `sample`. The records of `trl-cppo evaluate` are read too.
 
     Args:
         path (`str`): ends in `.parquet`, `.jsonl` or `.json`; such as the files that TRL's `log_completions` writes.

@@ -104,7 +104,7 @@ def _is_of_these_weights(facts: CardFacts, path: Path) -> bool:
 
 
 def _results(facts: CardFacts, folder: Path) -> list[EvalResult]:
-    """What was measured of these weights: on the embedded run's way, and by `examples/evaluate.py` into this folder."""
+    """What was measured of these weights: on the embedded run's way, and by `trl-cppo evaluate` into this folder."""
     path = folder / "evaluation.json"
     during = embedded_results(facts.state.log_history, facts.state.global_step)
     if not _is_of_these_weights(facts, path):

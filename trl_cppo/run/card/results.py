@@ -117,7 +117,7 @@ def results_section(results: list[EvalResult]) -> str:
 
 def add_evaluation(folder: str | os.PathLike, evaluation: dict[str, Any]) -> None:
     """
-    Put what `examples/evaluate.py` measured into the card of a model: the `model-index` and the table of results.
+    Put what `trl-cppo evaluate` measured into the card of a model: the `model-index` and the table of results.
 
     Results on the same data set and split are replaced, others kept; so is whatever else the card says.
 

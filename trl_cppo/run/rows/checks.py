@@ -103,7 +103,7 @@ def _way_to_prompts(dataset: Dataset, source: str) -> str:
         return f"Rename the conversations: dataset.rename_column({conversations[0]!r}, 'prompt')."
     if find_layout(dataset.column_names) is not None:
         return (
-            f"Prepare it: python examples/prepare_dataset.py --dataset {source} --output data/prepared, and train on that "
+            f"Prepare it: trl-cppo prepare --dataset {source} --output data/prepared, and train on that "
             "folder; in Python: trl_cppo.commands.prepare.prepare."
         )
     question = next((column for column in (*QUESTIONS, "query") if column in dataset.column_names), None)

@@ -99,7 +99,7 @@ def _warn(row: int, tokens: int, args: CPPOConfig, room: dict[str, int]) -> None
         f"max_completion_length={args.max_completion_length} that is {needed}, more than the {room[name]} of {name}. "
         f"Set max_pixels (now {args.max_pixels}) or max_completion_length lower"
         f"{', vllm_max_model_length higher' if name == 'vllm_max_model_length' else ''}, or leave long prompts out: "
-        "examples/prepare_dataset.py --max_prompt_length."
+        "trl-cppo prepare --max_prompt_length."
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .identity import check_same_settings
 
 Record = dict[str, Any]  # row, question (its hash), greedy (a completion or None), samples (list of completions)

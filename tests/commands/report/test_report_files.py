@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from benchmarks.lib.report_rows import make_row, make_scores, make_views
 from trl_cppo import CPPOConfig, digits
 from trl_cppo.__main__ import main
-from trl_cppo.commands.evaluate.records import Records
+from trl_cppo.commands.evaluate.results.records import Records
 from trl_cppo.commands.loading import load_split
 from trl_cppo.commands.report.completions import prompt_text, read_completions
 from trl_cppo.commands.report.page import Settings, _safe_json, data_uri, render, visible
@@ -277,6 +277,6 @@ def test_given_completions_are_scored_on_their_rows(monkeypatch, tmp_path, canva
 )
 def test_errors_are_one_line(monkeypatch, tmp_path, canvases, warm_model, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f"trl_cppo report: error: {message}") as error:
+    with pytest.raises(SystemExit, match=f"trl-cppo report: error: {message}") as error:
         run("--model", warm_model, "--dataset", canvases, "--split", "train", *arguments)
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .records import Record
 from .statistics import bootstrap_interval, pass_at_k, std_over_samples
 
@@ -123,7 +123,7 @@ def load_result(path: str | Path) -> dict[str, Any]:
             return result
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read ({error}).") from error
-    raise EvaluationError(f"{path} holds no results of evaluate.py.")
+    raise EvaluationError(f"{path} holds no results of trl-cppo evaluate.")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ...run.rows.checks import images_of
-from .errors import EvaluationError
+from ....run.rows.checks import images_of
+from ..errors import EvaluationError
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EvaluationError
+from ..errors import EvaluationError
 from .statistics import bootstrap_interval, mcnemar_exact
 
 

@@ -1,0 +1,88 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag of `trl-cppo train`, and so are ours."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from ...config import CPPOConfig
+from ..line import ShortErrors
+from ..recipes import CONFIGS, recipe_named
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CPPOScriptArguments(ScriptArguments):
+    """TRL's script arguments and the choice of rewards."""
+
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, or a dotted import "
+            "path such as my_package.my_reward. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
+            "the authors' mixture."
+        },
+    )
+    eval_canvases: int = field(
+        default=500, metadata={"help": "Held-out canvases that the embedded digits run measures its accuracy on."}
+    )
+    eval_every: int = field(
+        default=20, metadata={"help": "Steps between two measurements of the embedded digits run."}
+    )
+
+
+EPILOG = """--config FILE: a YAML file of settings by the flags' names, below those that are given; or the name of a recipe of the
+package, which `trl-cppo recipes` lists. Without a model and a data set: the recipe digits."""
+
+
+class _Parser(ShortErrors, TrlParser):
+    """TRL's, with errors of one line."""
+
+
+def make_parser(program: str) -> TrlParser:
+    return _Parser((CPPOScriptArguments, CPPOConfig, ModelConfig), prog=program, epilog=EPILOG)
+
+
+def parse(arguments: list[str], program: str) -> tuple[CPPOScriptArguments, CPPOConfig, ModelConfig]:
+    """The settings of a run; those of the embedded one where neither a model nor a data set is given."""
+    arguments = with_recipe(arguments)
+    parser = make_parser(program)
+    # Looked at alone first: CPPOConfig's own defaults (bf16) raise on a machine without a GPU.
+    look = TrlParser((CPPOScriptArguments, ModelConfig), add_help=False, prog=program)
+    script_args, model_args, *_ = look.parse_args_and_config(arguments, return_remaining_strings=True)
+    asks = {"-h", "--help"} & {*arguments}  # its defaults would pass for everybody's
+    if is_embedded(script_args, model_args) and not asks:
+        embedded = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+        parser.set_defaults_with_config(**embedded)  # below the user's file and flags
+    return parser.parse_args_and_config(arguments)
+
+
+def with_recipe(arguments: list[str]) -> list[str]:
+    """
+    The arguments, with the package's file behind `--config` where a recipe's name stands and no such file exists.
+
+    Raises:
+        `FileNotFoundError`: if there is neither.
+    """
+    if "--config" not in arguments:
+        return arguments
+    place = arguments.index("--config") + 1
+    name = arguments[place]
+    if Path(name).exists() and not Path(name).is_dir():
+        return arguments
+    recipe = recipe_named(name, CONFIGS)
+    if recipe is None:
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise FileNotFoundError(f"--config: there is no file {name}, and no recipe of that name; there are {known}.")
+    logger.info("--config %s: the recipe that comes with the package, %s.", name, recipe)
+    return [*arguments[:place], str(recipe), *arguments[place + 1 :]]
+
+
+def is_embedded(script_args: CPPOScriptArguments, model_args: ModelConfig) -> bool:
+    """Whether this is the embedded digits run: neither a model nor a data set is given."""
+    return model_args.model_name_or_path is None and script_args.dataset_name is None

@@ -1,0 +1,104 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""What to train on what."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import TrainerCallback
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ...config import CPPOConfig
+from ...method.image_size import limit_pixels
+from ...rewards import boxed_accuracy_reward, think_boxed_format_reward
+from ...run.card import CardExample
+from ...trainer import CPPOTrainer
+from ..loading import MATH_REWARDS, check_folder, load_rewards, load_split
+from .arguments import CPPOScriptArguments
+
+
+@dataclass
+class Job:
+    """What to train on what."""
+
+    model: str
+    train_dataset: Dataset | IterableDataset
+    eval_dataset: Dataset | IterableDataset | None
+    reward_funcs: list[Any]
+    reward_weights: list[float] | None
+    callbacks: list[TrainerCallback]
+    card_example: CardExample | None = None
+
+
+def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConfig, model_args: ModelConfig) -> Job:
+    for flag, value in [
+        ("--model_name_or_path", model_args.model_name_or_path),
+        ("--dataset_name", script_args.dataset_name),
+    ]:
+        if value is None:
+            raise ValueError(
+                f"{flag} is missing. Give a model and a data set, or neither for the embedded digits run."
+            )
+    check_folder("--model_name_or_path", model_args.model_name_or_path)
+    functions, weights = load_rewards(script_args.reward_funcs)
+    graded = any(function in MATH_REWARDS.values() for function in functions)
+    required = ("prompt", "solution") if graded else ("prompt",)
+    load = functools.partial(
+        load_split,
+        script_args.dataset_name,
+        required=required,
+        config=script_args.dataset_config,
+        streaming=script_args.dataset_streaming,
+        graded=boxed_accuracy_reward in functions,
+    )
+    train_dataset = load(script_args.dataset_train_split)
+    eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None
+    return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [])
+
+
+def digits_job(script_args: CPPOScriptArguments, training_args: CPPOConfig) -> Job:
+    from ... import digits
+
+    with training_args.main_process_first(desc="warm start"):
+        model = digits.warm_start(seed=0)
+    held_out = digits.make_dataset("held_out", script_args.eval_canvases, seed=1)
+    if training_args.max_pixels or training_args.min_pixels:  # measured on the images that are trained on
+        limit = functools.partial(
+            limit_pixels, max_pixels=training_args.max_pixels, min_pixels=training_args.min_pixels
+        )
+        held_out = held_out.map(lambda row: {"image": limit(row["image"])})
+    return Job(
+        model=str(model),
+        train_dataset=digits.make_dataset("rl", 4000, seed=training_args.seed),
+        eval_dataset=held_out if training_args.eval_strategy != "no" else None,
+        reward_funcs=[digits.sum_reward, think_boxed_format_reward],
+        reward_weights=[0.9, 0.1],
+        callbacks=[digits.HeldOutAccuracy(held_out, every=script_args.eval_every)],
+        card_example=CardExample(held_out[0]["image"], digits.task.PROMPT),
+    )
+
+
+def model_init_kwargs(training_args: CPPOConfig, model_args: ModelConfig) -> dict[str, Any]:
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def make_trainer(job: Job, training_args: CPPOConfig, model_args: ModelConfig) -> CPPOTrainer:
+    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+    training_args.reward_weights = training_args.reward_weights or job.reward_weights
+    return CPPOTrainer(
+        model=job.model,
+        reward_funcs=job.reward_funcs,
+        args=training_args,
+        train_dataset=job.train_dataset,
+        eval_dataset=job.eval_dataset,
+        callbacks=job.callbacks,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
