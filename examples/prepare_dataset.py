@@ -24,11 +24,14 @@ from datasets.exceptions import DatasetGenerationError
 from trl_cppo.commands.loading import check_folder, stop
 from trl_cppo.commands.prepare import PROMPT_SUFFIX, prepare, write
 from trl_cppo.commands.prepare.build import is_made_with
+from trl_cppo.commands.prepare.flags import add_flags, content_of, name_of, own_options
+from trl_cppo.commands.prepare.summary import describe
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="Hub id, or local folder of the same files.")
+    parser.add_argument("--dataset", help="Hub id, local folder, or a jsonl, json, csv, tsv or parquet file.")
+    add_flags(parser)
     parser.add_argument("--output", required=True, help="Folder to make.")
     parser.add_argument("--split", nargs="+", help="Splits to prepare. Default: all.")
     parser.add_argument(
@@ -39,7 +42,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, which, what in limits:
         help = f"{which} pixels of an image, width times height: {what}. Default: as they are."
         parser.add_argument(f"--{name}_pixels", type=int, help=help)
-    parser.add_argument("--prompt_suffix", default=PROMPT_SUFFIX, help="Behind each question. Default: the authors'.")
+    parser.add_argument(
+        "--prompt_suffix", "--suffix", default=PROMPT_SUFFIX, help="Behind each question. Default: the authors'."
+    )
     parser.add_argument("--skip_broken", action="store_true", help="Leave out rows that cannot be used, do not stop.")
     parser.add_argument("--num_proc", type=int, help="Processes. Default: 1.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the output folder.")
@@ -52,7 +57,8 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         # Only where they are set: the records of folders that were made without limits have no such entry.
         **{name: value for name, value in limits.items() if value is not None},
-        "name": args.dataset,
+        **own_options(args),
+        "name": name_of(args),
         "splits": args.split,
         "model": args.model,
         "max_prompt_length": args.max_prompt_length,
@@ -63,11 +69,12 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    options = options_of(args)
-    if is_made_with(args.output, options) and not args.overwrite:
-        print(f"{args.output} is there already, made by this command: nothing to do.")
-        return
     try:
+        options = options_of(args)
+        record = options | content_of(options["name"])
+        if is_made_with(args.output, record) and not args.overwrite:
+            print(f"{args.output} is there already, made by this command: nothing to do.")
+            return
         for name in ("max_prompt_length", "num_proc"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
@@ -76,20 +83,19 @@ def main(arguments: list[str] | None = None) -> None:
             raise FileExistsError(
                 f"{args.output} exists, and was not made by this very command. Choose another --output, or --overwrite."
             )
-        if Path(args.dataset).is_dir() and Path(args.output).resolve().is_relative_to(Path(args.dataset).resolve()):
+        source = Path(options["name"])
+        if source.is_dir() and Path(args.output).resolve().is_relative_to(source.resolve()):
             raise ValueError(
-                f"{args.output} is inside of {args.dataset}, which would then hold both. Choose another --output."
+                f"{args.output} is inside of {source}, which would then hold both. Choose another --output."
             )
         dataset, counts = prepare(**options, num_proc=args.num_proc)
-        write(dataset, args.output, args.overwrite, options)
+        write(dataset, args.output, args.overwrite, record, counts)
     except (ValueError, OSError, DatasetGenerationError) as error:
         stop("prepare_dataset.py", error)
-    for split, reasons in counts.items():
-        dropped = [f"{count} left out ({reason})" for reason, count in reasons.items() if reason != "kept"]
-        print(f"{split}: {', '.join([f'{len(dataset[split])} rows', *dropped])}")
+    print(describe(dataset, counts))
     if args.model is None:
         print("No prompt was too long, for none was measured: give --model and --max_prompt_length.")
-    print(f"Written to {args.output}.")
+    print(f"Written to {args.output}. Train on it: --dataset_name {args.output}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .run.rows.checks import check_datasets, images_of
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
+from .run.rows.overview import check_epoch, report_epoch
 from .run.rows.prompts import check_all_prompts
 from .run.rows.rollout_views import RolloutImages, make_views
 from .run.sampler_check import DIFFERENCE, SamplerCheck
@@ -239,7 +240,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def train(self, *args, **kwargs):
         """What needs the data sets as they are now, before the first step: prompts that cannot work, prompts that are long."""
         check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
+        check_epoch(self.train_dataset, self.args)
         if self.is_world_process_zero():
+            report_epoch(self.train_dataset, self.args)
             self.log_prompt_lengths()
         return super().train(*args, **kwargs)
 
