@@ -19,6 +19,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import prepare_multimodal_messages
+from trl.rewards import accuracy_reward
 from trl.trainer.utils import get_callable_name, get_config_model_id
 
 from .config import CPPOConfig
@@ -28,11 +29,12 @@ from .method.objective import Objective
 from .method.request import ScoringRequest, ViewPair
 from .method.view_maker import ViewMaker
 from .method.views import View, get_view
+from .rewards import boxed_accuracy_reward
 from .run.card import CardExample, CardFacts, Hardware, is_hub_id, write_card
 from .run.card.saving import WeightsClock, without_peft_card
 from .run.card.sources import find_base_model, hub_dataset
 from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
-from .run.rows.checks import check_datasets, images_of
+from .run.rows.checks import check_datasets, check_solutions, find_solution_fault, images_of
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.overview import check_epoch, report_epoch
@@ -240,6 +242,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def train(self, *args, **kwargs):
         """What needs the data sets as they are now, before the first step: prompts that cannot work, prompts that are long."""
         check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
+        if any(reward in (boxed_accuracy_reward, accuracy_reward) for reward in self.reward_funcs):
+            check_solutions(self.train_dataset, "the training data set")
         check_epoch(self.train_dataset, self.args)
         if self.is_world_process_zero():
             report_epoch(self.train_dataset, self.args)
@@ -317,9 +321,15 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def _limiting(self, tools: dict[str, Any]) -> dict[str, Any]:
         return {name: self.row_images.tool(tool) for name, tool in tools.items()}
 
-    def _calculate_rewards(self, *args, **kwargs):
-        """Keeps the rewards, which the gate compares: a positive advantage may be rounding."""
-        self.rewards = super()._calculate_rewards(*args, **kwargs)
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
+        """Keeps the rewards, which the gate compares: a positive advantage may be rounding. Names the row of a solution's fault."""
+        try:
+            self.rewards = super()._calculate_rewards(inputs, *args, **kwargs)
+        except (TypeError, ValueError) as error:
+            fault = find_solution_fault(inputs) if str(error).startswith("column 'solution'") else None
+            if fault is None:
+                raise
+            raise ValueError(fault) from error
         return self.rewards
 
     def _gated(self, batch: dict[str, Any]) -> list[bool]:

@@ -104,15 +104,36 @@ def final_answer(solution: str) -> str:
     return answer
 
 
-def check_solution(solution: str) -> None:
+def check_no_reasoning(solution: str) -> str:
     """
-    Check that a completion can be right: with [`final_answer`], and that there is something to compare.
+    The [`final_answer`] of a solution without reasoning.
+
+    Reasoning is refused even in front of an answer, which would be found: other rewards take the reasoning's last number for
+    it (TRL's `accuracy_reward` does), so that one column would mean two things.
 
     Raises:
         `TypeError`: if the solution is not a string.
-        `ValueError`: if it is reasoning without an answer, or an answer in which nothing is written.
+        `ValueError`: if there is reasoning in it.
     """
     answer = final_answer(solution)
+    if "<think>" in solution or "</think>" in solution:
+        shown = solution if len(solution) <= 80 else f"{solution[:40]} … {solution[-40:]}"
+        raise ValueError(
+            f"column 'solution': {shown!r} holds reasoning in front of the answer {answer[:80]!r}. Keep the answer alone: prepare "
+            "the data set (docs/data.md), which does so, or take what is in <think></think> out."
+        )
+    return answer
+
+
+def check_solution(solution: str) -> None:
+    """
+    Check that a completion can be right: with [`check_no_reasoning`], and that there is something to compare.
+
+    Raises:
+        `TypeError`: if the solution is not a string.
+        `ValueError`: if there is reasoning in it, or an answer in which nothing is written.
+    """
+    answer = check_no_reasoning(solution)
     if not re.search(r"\d", answer) and not normalise(without_lead_in(normalise(answer))):  # a digit is something
         raise ValueError(
             f"column 'solution': {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "

@@ -17,7 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ...run.rows.layouts import ANSWERS, IMAGES, QUESTIONS, Layout, find_layout
-from .text_files import as_dataset, read_rows
+from .text_files import as_dataset, columns_in, read_rows
 
 TEXT_FILES = (".jsonl", ".csv", ".tsv", ".json")  # where a folder has several kinds, the first
 _SPLIT = re.compile(r"(?:^|[-_./])(train|validation|valid|val|dev|test|eval)(?:[-_./]|$)")
@@ -83,9 +83,7 @@ class Source:
         if files[0].suffix in TEXT_FILES:
             tables = [read_rows(path) for path in files]
             counts, rows = [len(table) for table in tables], sum(tables, [])
-            layout = _layout(
-                list(dict.fromkeys(column for row in rows for column in row)), name, question, answer, images
-            )
+            layout = _layout(columns_in(rows), name, question, answer, images)
             used = dict.fromkeys([layout.question, layout.answer, *layout.images, *layout.extras])
             dataset = as_dataset(rows, list(used), name)
         else:
@@ -135,6 +133,19 @@ def find_source(name: str) -> Source:
             "name the folder, or the file in it that has the questions."
         )
     return Source(name, root, files)
+
+
+def columns_of(file: Path) -> list[str]:
+    """
+    The columns of a file.
+
+    Raises:
+        `ValueError`: if it is none that can be read.
+    """
+    source = find_source(str(file))
+    if file.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(file).names
+    return columns_in(read_rows(next(iter(source.files.values()))[0]))
 
 
 def _files_of(root: Path) -> dict[str, list[Path]]:

@@ -73,6 +73,11 @@ def _lines(path: Path, text: str) -> list[Any]:
     return rows
 
 
+def columns_in(rows: list[dict[str, Any]]) -> list[str]:
+    """All columns, in the order in which they appear."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
 def as_dataset(rows: list[dict[str, Any]], columns: list[str], name: str) -> Dataset:
     """
     Some columns of rows as a data set of texts, or of lists of texts where a row has a list.

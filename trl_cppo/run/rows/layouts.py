@@ -55,3 +55,10 @@ def find_layout(
         return None
     extras = tuple(name for name in EXTRAS if name in columns and name not in (*found, *shown))
     return Layout(*found, shown, extras, final=answer is not None or found[1] != "solution")
+
+
+def prepare_command(source: str, columns: Collection[str]) -> str:
+    """The command that prepares a data set of these columns, with a flag for each kind that has no known name."""
+    kinds = (("question", QUESTIONS), ("answer", ANSWERS), ("image", IMAGES))
+    flags = "".join(f" --{kind} COLUMN" for kind, known in kinds if not set(known) & set(columns))
+    return f"{PREPARE} --dataset {source}{flags} --output data/prepared"
