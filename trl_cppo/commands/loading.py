@@ -94,9 +94,10 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     if name == DIGITS:
         return {split: _digits(split) for split in _DIGITS_SPLITS}
     if Path(name).is_file():
+        columns = columns_of(Path(name))
         raise ValueError(
-            f"{name} is a file, and training takes prompts, images and solutions. Prepare it: "
-            f"{prepare_command(name, columns_of(Path(name)))}, and name that folder."
+            f"{name} is a file, and training takes prompts, images and solutions; its columns are {columns}. Prepare it: "
+            f"{prepare_command(name, columns)}, and name that folder."
         )
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():

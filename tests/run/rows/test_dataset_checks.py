@@ -40,9 +40,7 @@ def test_a_known_layout_is_to_be_prepared_not_renamed(name, tmp_path):
     command = r"no column 'prompt'; .*Prepare it: python examples/prepare_dataset.py --dataset {} --output data/\w+, .*trl_cppo.commands.prepare.prepare"
     assert re.search(command.format("NAME"), error_of(dataset)) and "ename" not in error_of(dataset)
     assert re.search(command.format(name), error_of(dataset, source=name))
-    unreadable = (
-        "cannot be loaded .* must be prepared: examples/prepare_dataset.py"  # `datasets` takes images.zip for data
-    )
+    unreadable = "cannot be loaded .* must be prepared: python examples/prepare_dataset.py"  # `datasets` takes images.zip for data
     archived = (source / "images.zip").is_file()
     with pytest.raises(ValueError, match=unreadable if archived else command.format(re.escape(str(source)))):
         load_split(str(source), "train")
