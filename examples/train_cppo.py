@@ -63,8 +63,8 @@ class CPPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, or a dotted import "
-            "path such as my_package.my_reward. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
+            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, a file and its function such "
+            "as ./my_rewards.py:my_reward, or a dotted import path. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
             "the authors' mixture."
         },
     )
@@ -225,6 +225,7 @@ def main() -> None:
         else:
             job = job_from_arguments(script_args, training_args, model_args)
         trainer = make_trainer(job, training_args, model_args)
+        trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError) as error:
         stop("train_cppo.py", error)
     trainer.card_example = job.card_example

@@ -34,7 +34,7 @@ from .run.card import CardExample, CardFacts, Hardware, is_hub_id, write_card
 from .run.card.saving import WeightsClock, without_peft_card
 from .run.card.sources import find_base_model, hub_dataset
 from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
-from .run.rows.checks import check_datasets, check_solutions, find_solution_fault, images_of
+from .run.rows.checks import check_datasets, check_solutions, images_of
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.overview import check_epoch, report_epoch
@@ -240,15 +240,25 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
 
     def train(self, *args, **kwargs):
-        """What needs the data sets as they are now, before the first step: prompts that cannot work, prompts that are long."""
-        check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
-        if any(reward in (boxed_accuracy_reward, accuracy_reward) for reward in self.reward_funcs):
-            check_solutions(self.train_dataset, "the training data set")
-        check_epoch(self.train_dataset, self.args)
+        """What needs the data sets as they are now, before the first step: what cannot work, and what the run will do."""
+        self.check_data()
         if self.is_world_process_zero():
             report_epoch(self.train_dataset, self.args)
             self.log_prompt_lengths()
         return super().train(*args, **kwargs)
+
+    def check_data(self) -> None:
+        """
+        Look through the data sets as [`train`] does. For every process.
+
+        Raises:
+            `ValueError`: naming the row of a prompt that cannot be trained or a solution that cannot be graded, or if the rows
+                do not make one step.
+        """
+        check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
+        if any(reward in (boxed_accuracy_reward, accuracy_reward) for reward in self.reward_funcs):
+            check_solutions(self.train_dataset, "the training data set")
+        check_epoch(self.train_dataset, self.args)
 
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""
@@ -321,15 +331,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def _limiting(self, tools: dict[str, Any]) -> dict[str, Any]:
         return {name: self.row_images.tool(tool) for name, tool in tools.items()}
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args, **kwargs):
-        """Keeps the rewards, which the gate compares: a positive advantage may be rounding. Names the row of a solution's fault."""
-        try:
-            self.rewards = super()._calculate_rewards(inputs, *args, **kwargs)
-        except (TypeError, ValueError) as error:
-            fault = find_solution_fault(inputs) if str(error).startswith("column 'solution'") else None
-            if fault is None:
-                raise
-            raise ValueError(fault) from error
+    def _calculate_rewards(self, *args, **kwargs):
+        """Keeps the rewards, which the gate compares: a positive advantage may be rounding."""
+        self.rewards = super()._calculate_rewards(*args, **kwargs)
         return self.rewards
 
     def _gated(self, batch: dict[str, Any]) -> list[bool]:

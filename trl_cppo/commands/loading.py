@@ -94,7 +94,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     if name == DIGITS:
         return {split: _digits(split) for split in _DIGITS_SPLITS}
     if Path(name).is_file():
-        columns = columns_of(Path(name))
+        columns = columns_of(name)
         raise ValueError(
             f"{name} is a file, and training takes prompts, images and solutions; its columns are {columns}. Prepare it: "
             f"{prepare_command(name, columns)}, and name that folder."
@@ -143,7 +143,12 @@ def load_split(
     splits = load_splits(name, config, streaming)
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")
-    check_dataset(splits[split], f"{name} ({split})", required, source=name)
+    # Of a folder with photos `datasets` may see the photos alone, where `prepare` sees the file of questions beside them.
+    unprepared = (
+        Path(name).is_dir() and isinstance(splits[split], Dataset) and "prompt" not in splits[split].column_names
+    )
+    columns = columns_of(name) if unprepared else None
+    check_dataset(splits[split], f"{name} ({split})", required, source=name, source_columns=columns)
     if graded and "solution" in required:
         check_solutions(splits[split], f"{name} ({split})")
     record = Path(name, LEFT_OUT)  # of `prepare`

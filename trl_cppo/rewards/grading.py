@@ -14,6 +14,7 @@ from collections.abc import Callable
 from .text import normalise
 from .units import MEGA, split_unit
 
+SOLUTION = "column 'solution'"  # how errors of a solution begin
 MAX_LENGTH = 1000  # characters; beyond it an answer is right only as the same text
 
 _BOX = re.compile(r"\\boxed\s*\{")
@@ -84,7 +85,7 @@ def final_answer(solution: str) -> str:
     """
     if not isinstance(solution, str):
         raise TypeError(
-            f"column 'solution': a solution must be a string; got {solution!r}. Cast the column: "
+            f"{SOLUTION}: a solution must be a string; got {solution!r}. Cast the column: "
             "dataset.cast_column(...), or leave the row out."
         )
     reasoning, _, rest = solution.rpartition("</think>")
@@ -98,7 +99,7 @@ def final_answer(solution: str) -> str:
     if not (marked and answer) and any(mark in solution for mark in _MARKS):
         shown = solution if len(solution) <= 80 else f"{solution[:40]} … {solution[-40:]}"
         raise ValueError(
-            f"column 'solution': {shown!r} holds reasoning, but no final answer in \\boxed{{}} or <answer></answer>, so "
+            f"{SOLUTION}: {shown!r} holds reasoning, but no final answer in \\boxed{{}} or <answer></answer>, so "
             "nothing can be graded against it. Put the final answer into \\boxed{}, or leave the row out."
         )
     return answer
@@ -119,7 +120,7 @@ def check_no_reasoning(solution: str) -> str:
     if "<think>" in solution or "</think>" in solution:
         shown = solution if len(solution) <= 80 else f"{solution[:40]} … {solution[-40:]}"
         raise ValueError(
-            f"column 'solution': {shown!r} holds reasoning in front of the answer {answer[:80]!r}. Keep the answer alone: prepare "
+            f"{SOLUTION}: {shown!r} holds reasoning in front of the answer {answer[:80]!r}. Keep the answer alone: prepare "
             "the data set (docs/data.md), which does so, or take what is in <think></think> out."
         )
     return answer
@@ -136,7 +137,7 @@ def check_solution(solution: str) -> None:
     answer = check_no_reasoning(solution)
     if not re.search(r"\d", answer) and not normalise(without_lead_in(normalise(answer))):  # a digit is something
         raise ValueError(
-            f"column 'solution': {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
+            f"{SOLUTION}: {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
             "the row out."
         )
 

@@ -135,17 +135,20 @@ def find_source(name: str) -> Source:
     return Source(name, root, files)
 
 
-def columns_of(file: Path) -> list[str]:
+def columns_of(name: str) -> list[str]:
     """
-    The columns of a file.
+    The columns that [`prepare`] finds in a file or a folder, those of its first split.
 
     Raises:
-        `ValueError`: if it is none that can be read.
+        `FileNotFoundError`, `ValueError`: as [`find_source`].
     """
-    source = find_source(str(file))
-    if file.suffix == ".parquet":
-        return pyarrow.parquet.read_schema(file).names
-    return columns_in(read_rows(next(iter(source.files.values()))[0]))
+    source = find_source(name)
+    first = next(iter(source.files.values()))[0]
+    if first.suffix in TEXT_FILES:
+        return columns_in(read_rows(first))
+    return (
+        Dataset.load_from_disk(str(first)).column_names if first.is_dir() else pyarrow.parquet.read_schema(first).names
+    )
 
 
 def _files_of(root: Path) -> dict[str, list[Path]]:

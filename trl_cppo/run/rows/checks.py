@@ -60,7 +60,13 @@ def images_of(example: dict[str, Any]) -> tuple[str, list[Any]]:
     return column, [part["image"] for part in parts if part["type"] == "image" and part.get("image") is not None]
 
 
-def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt",), source: str = UNNAMED) -> None:
+def check_dataset(
+    dataset: Any,
+    name: str,
+    required: tuple[str, ...] = ("prompt",),
+    source: str = UNNAMED,
+    source_columns: list[str] | None = None,
+) -> None:
     """
     Check that a data set has rows, the required columns and images.
 
@@ -69,6 +75,7 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         name (`str`): how the error calls it.
         required (`tuple[str, ...]`): the columns that must exist.
         source (`str`): its Hub id or folder, for a command that the error names.
+        source_columns (`list[str]`, *optional*): the columns that this command will find; the data set's by default.
 
     Raises:
         `ValueError`: in one line that says what is missing and what to do.
@@ -80,8 +87,11 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         raise ValueError(f"{name} has no rows. Check the split and any filter that was applied to it.")
     for column in required:
         if column not in columns:
-            way_out = _way_to_prompts(dataset, source) if column == "prompt" else _way_to_answers(dataset, column)
-            raise ValueError(f"{name} has no column {column!r}; its columns are {columns}. {way_out}")
+            found = source_columns or columns
+            way_out = (
+                _way_to_prompts(dataset, source, found) if column == "prompt" else _way_to_answers(dataset, column)
+            )
+            raise ValueError(f"{name} has no column {column!r}; its columns are {found}. {way_out}")
     if "image" in columns or "images" in columns:
         return
     if not has_image_in_a_prompt(dataset):
@@ -98,14 +108,14 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
         check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
 
 
-def _way_to_prompts(dataset: Dataset, source: str) -> str:
+def _way_to_prompts(dataset: Dataset, source: str, columns: list[str]) -> str:
     """What makes a `prompt`. A string under that name would be no conversation, so only messages are renamed."""
     conversations = _conversation_columns(dataset)
     if conversations:
         return f"Rename the conversations: dataset.rename_column({conversations[0]!r}, 'prompt')."
-    if source != UNNAMED or find_layout(dataset.column_names) is not None:
+    if source != UNNAMED or find_layout(columns) is not None:
         return (
-            f"Prepare it: {prepare_command(source, dataset.column_names)}, and train on that folder; in Python: "
+            f"Prepare it: {prepare_command(source, columns)}, and train on that folder; in Python: "
             "trl_cppo.commands.prepare.prepare."
         )
     question = next((column for column in (*QUESTIONS, "query") if column in dataset.column_names), None)
