@@ -53,7 +53,7 @@ def test_the_steps_of_an_epoch_are_those_of_the_run(tmp_path, caplog, settings):
         f"Training data: 7 rows; images a row: 1. An epoch: {rows} prompts x 2 = {2 * rows} rollouts in {steps} steps"
     )
     assert (
-        f"; {7 - rows} rows, other ones each epoch, do not fill a generation batch. This run: 1 epochs, {steps} steps."
+        f"; left over, since they do not fill a generation batch: {7 - rows} (others each epoch). This run: 1 epochs, {steps} steps."
         in line
     )
 

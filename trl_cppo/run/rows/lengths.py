@@ -91,10 +91,10 @@ def report_prompt_lengths(
         logger.info(f"The lengths of the prompts were not measured ({fault}).")
         return
     row = max(lengths, key=lengths.__getitem__)
-    how = "as prepare counted them" if look.agrees(lengths) else "with the largest and middle images and texts"
+    by = "num_tokens" if look.agrees(lengths) else "images and texts"
     logger.info(
         f"Longest prompt found: {lengths[row]} tokens, images included (row {row} of the training data set; of "
-        f"{len(dataset)} rows the {len(lengths)} {how} were tokenized, {time.perf_counter() - start:.1f} s); "
+        f"{len(dataset)} rows the {len(lengths)} with the largest and middle {by} were tokenized, {time.perf_counter() - start:.1f} s); "
         f"{_median(look, lengths)}. A completion has at most {args.max_completion_length}."
     )
     _warn(row, lengths[row], args, room)

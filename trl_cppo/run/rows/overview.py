@@ -58,7 +58,7 @@ def report_epoch(dataset: Any, args: CPPOConfig) -> None:
     logger.info(
         f"Training data: {len(dataset)} rows{images}. An epoch: {rows} prompts x {args.num_generations} = "
         f"{rows * args.num_generations} rollouts in {steps} steps"
-        + (f"; {unused} rows, other ones each epoch, do not fill a generation batch" if unused else "")
+        + (f"; left over, since they do not fill a generation batch: {unused} (others each epoch)" if unused else "")
         + f". This run: {_length_of_run(steps, args)}."
     )
 
