@@ -115,6 +115,22 @@ def test_the_command_without_a_row_left_says_why_and_how_to_go_on(tmp_path):
     assert not out.exists()
 
 
+def test_long_prompts_are_left_out_with_what_to_do(tmp_path, capsys):
+    photos(tmp_path / "photos")
+    digits.build_processor().save_pretrained(tmp_path / "model")
+    path = jsonl(tmp_path / "mine.jsonl", [*OWN_ROWS, {**OWN_ROWS[0], "q": "long " * 100}])
+    call = [path, *FLAGS, "--output", tmp_path / "out", "--model", tmp_path / "model", "--suffix", "x"]
+    run(*call, "--max_prompt_length", 100)
+    told = capsys.readouterr().out
+    [length] = re.findall(
+        r"The long prompts have (\d+) to \1 tokens: scale their images down, --max_pixels 200704", told
+    )
+    assert "train: 3 rows, 1 left out (prompt of more than 100 tokens; row 3), images a row: 1, prompts of " in told
+    run(*call, "--max_prompt_length", length, "--overwrite")
+    told = capsys.readouterr().out
+    assert "train: 4 rows, images" in told and "long prompts" not in told
+
+
 def test_the_command_takes_one_name(tmp_path):
     with pytest.raises(SystemExit, match="the data set is missing: name one Hub id, folder or file"):
         run("--output", tmp_path / "out")

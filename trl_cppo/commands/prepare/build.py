@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -106,15 +105,13 @@ def prepare(
 
 def _without_faults(made: Dataset, settings: RowSettings, max_prompt_length: int) -> tuple[Dataset, Outcomes]:
     lengths = made["num_tokens"][:] if settings.model else [0] * len(made)
-    outcomes = Outcomes(
-        [
-            fault or (too_long(max_prompt_length) if length > max_prompt_length else "kept")
-            for fault, length in zip(made["fault"], lengths, strict=True)
-        ]
-    )
+    reasons = [
+        fault or (too_long(max_prompt_length) if length > max_prompt_length else "kept")
+        for fault, length in zip(made["fault"], lengths, strict=True)
+    ]
+    outcomes = Outcomes(reasons, hint(lengths, max_prompt_length))
     if not outcomes["kept"]:
-        advice = hint(outcomes, lengths, max_prompt_length)
-        raise ValueError(f"no row of {settings.name} is left: {left_out(outcomes)}. {advice}")
+        raise ValueError(f"no row of {settings.name} is left: {left_out(outcomes)}. {outcomes.advice}".rstrip())
     return made.remove_columns("fault").select(outcomes.rows["kept"]), outcomes
 
 
@@ -167,7 +164,7 @@ def write(
     folder: str | Path,
     overwrite: bool = False,
     options: dict[str, Any] | None = None,
-    counts: dict[str, Counter] | None = None,
+    counts: dict[str, Outcomes] | None = None,
 ) -> None:
     """
     Write parquet files that `load_dataset(folder)` reads, all or none of them.
@@ -180,7 +177,7 @@ def write(
         folder (`str` or `Path`): the folder to make.
         overwrite (`bool`, *optional*, defaults to `False`): replace an older one.
         options (`dict`, *optional*): what it was made with, for [`is_made_with`]; kept in the folder's `.prepared.json`.
-        counts (`dict[str, Counter]`, *optional*): what [`prepare`] returns beside it, so that training can say what was left out.
+        counts (`dict[str, Outcomes]`, *optional*): what [`prepare`] returns beside it, so that training can say what was left out.
 
     Raises:
         `FileExistsError`: if it exists.

@@ -75,8 +75,8 @@ def _read_bytes(path: str | None, root: str, folder: str, confined: bool) -> byt
         for member in (path, path.removeprefix("images/")):  # zipped as a folder or from inside of it
             if member in members.NameToInfo:
                 return members.read(member)
-        raise FileNotFoundError(f"no such file {path} in {folder}, nor in {archive}")
-    raise FileNotFoundError(f"no such file {path} in {folder}")
+        raise FileNotFoundError(f"no such file {path} in {os.path.abspath(folder)}, nor in {archive}")
+    raise FileNotFoundError(f"no such file {path} in {os.path.abspath(folder)}")
 
 
 def _is_inside(root: str, folder: str, path: str) -> bool:
