@@ -123,7 +123,7 @@ def _counted_rows(dataset: Dataset) -> _Look | None:
     """By the numbers that `prepare` wrote; `None` if it did not."""
     if "num_tokens" not in dataset.column_names or not len(dataset):
         return None
-    counted = np.asarray(dataset.select_columns(["num_tokens"]).with_format("numpy")["num_tokens"][:])
+    counted = dataset.select_columns(["num_tokens"]).with_format("arrow")[:]["num_tokens"].to_numpy()
     if not np.issubdtype(counted.dtype, np.integer):
         return None
     order = np.argsort(counted, kind="stable")
