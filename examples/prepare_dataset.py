@@ -11,6 +11,10 @@ what CPPOTrainer and GRPOTrainer read.
     python examples/prepare_dataset.py --dataset hiyouga/geometry3k --output data/geometry3k \
         --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512
 
+Or files of your own: jsonl, json, csv, tsv, parquet, a folder of photos with metadata (docs/data.md).
+
+    python examples/prepare_dataset.py mine.jsonl --question q --answer a --image path --output data/mine
+
 The output is a folder of parquet files for `load_dataset(folder)` and `examples/train_cppo.py --dataset_name folder`. The
 same command again does nothing.
 

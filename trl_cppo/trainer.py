@@ -19,6 +19,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 from trl import prepare_multimodal_messages
+from trl.rewards import accuracy_reward
 from trl.trainer.utils import get_callable_name, get_config_model_id
 
 from .config import CPPOConfig
@@ -28,13 +29,15 @@ from .method.objective import Objective
 from .method.request import ScoringRequest, ViewPair
 from .method.view_maker import ViewMaker
 from .method.views import View, get_view
+from .rewards import boxed_accuracy_reward
 from .run.card import CardExample, CardFacts, Hardware, is_hub_id, write_card
 from .run.card.saving import WeightsClock, without_peft_card
 from .run.card.sources import find_base_model, hub_dataset
 from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
-from .run.rows.checks import check_datasets, images_of
+from .run.rows.checks import check_datasets, check_solutions, images_of
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
+from .run.rows.overview import check_epoch, report_epoch
 from .run.rows.prompts import check_all_prompts
 from .run.rows.rollout_views import RolloutImages, make_views
 from .run.sampler_check import DIFFERENCE, SamplerCheck
@@ -237,11 +240,25 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
 
     def train(self, *args, **kwargs):
-        """What needs the data sets as they are now, before the first step: prompts that cannot work, prompts that are long."""
-        check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
+        """What needs the data sets as they are now, before the first step: what cannot work, and what the run will do."""
+        self.check_data()
         if self.is_world_process_zero():
+            report_epoch(self.train_dataset, self.args)
             self.log_prompt_lengths()
         return super().train(*args, **kwargs)
+
+    def check_data(self) -> None:
+        """
+        Look through the data sets as [`train`] does. For every process.
+
+        Raises:
+            `ValueError`: naming the row of a prompt that cannot be trained or a solution that cannot be graded, or if the rows
+                do not make one step.
+        """
+        check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
+        if any(reward in (boxed_accuracy_reward, accuracy_reward) for reward in self.reward_funcs):
+            check_solutions(self.train_dataset, "the training data set")
+        check_epoch(self.train_dataset, self.args)
 
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""

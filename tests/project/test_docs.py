@@ -48,7 +48,7 @@ from trl import GRPOConfig, TrlParser
 import trl_cppo
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.commands.line.flags import RecordedParser
-from trl_cppo.commands.prepare import build
+from trl_cppo.commands.prepare import sources
 from trl_cppo.method.metrics import cpl_metrics
 from trl_cppo.method.views import _VIEWS
 
@@ -104,7 +104,9 @@ def test_python_runs(block, random_model, tiny_adapter, tmp_path, monkeypatch):
     if "PeftModel" in block.text:
         shutil.copytree(tiny_adapter, "Qwen2.5-VL-3B-CPPO")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(build, "snapshot_download", lambda name, **kwargs: write_layout(name, tmp_path / "hub" / name))
+    monkeypatch.setattr(
+        sources, "snapshot_download", lambda name, **kwargs: write_layout(name, tmp_path / "hub" / name)
+    )
     monkeypatch.setattr(trl_cppo, "CPPOConfig", functools.partial(CPPOConfig, **SMALL))
     namespace = {"__name__": "block"}
     exec(compile(HUB_MODEL.sub(str(random_model), block.text), str(block), "exec"), namespace)

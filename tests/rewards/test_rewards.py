@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import accuracy_reward
 
-from trl_cppo.commands.loading import load_rewards
+from trl_cppo.commands.loading import RewardCountError, load_rewards
 from trl_cppo.rewards import boxed_accuracy_reward, think_boxed_format_reward
 from trl_cppo.rewards.client import GRADER
 from trl_cppo.rewards.grading import answers_match, final_answer, last_boxed
@@ -155,7 +155,8 @@ def test_where_trls_reward_differs_as_documented():
     assert trl("A. 12 cm", "\\boxed{A}") == 0
     reasoned = "<think>3 + 5 = 8</think> <answer>The correct answer is C</answer>"
     assert trl("C", reasoned) == 0 and trl("8", reasoned) == 1
-    assert grade("C", reasoned) == 1 and grade("8", reasoned) == 0
+    with pytest.raises(ValueError, match="holds reasoning in front of the answer 'The correct answer is C'"):
+        grade("C", reasoned)
 
 
 def test_the_default_mixture_is_the_authors():
@@ -177,6 +178,45 @@ def test_a_reward_imports_from_the_working_folder_then_and_later(tmp_path, monke
     with pytest.raises(AttributeError):
         load_rewards(["own_rewards.nowhere"])
     assert sys.path == path
+
+
+def test_a_reward_is_a_file_and_a_function(tmp_path, monkeypatch):
+    (tmp_path / "helper.py").write_text("VALUE = 0.75\n")
+    source = "import math\nfrom dataclasses import dataclass\n\nFACTOR = 2\n\n\ndef one(completions, **kwargs):\n    import helper\n    return [helper.VALUE] * len(completions)\n\n\n"
+    source += "def two(completions, **kwargs):\n    return [0.0]\n"
+    (tmp_path / "datasets.py").write_text(source)  # called as a library
+    monkeypatch.chdir(tmp_path)
+    path, library = list(sys.path), sys.modules["datasets"]
+    functions, weights = load_rewards(["./datasets.py:one", f"{tmp_path}/datasets.py:two", "boxed_accuracy_reward"])
+    monkeypatch.chdir("/")
+    assert functions[0](completions=["a", "b"]) == [0.75, 0.75] and functions[0].__name__ == "one" and weights is None
+    with pytest.raises(RewardCountError, match="the reward two returned 1 values for 2 completions"):
+        functions[1](completions=["a", "b"])
+    assert sys.path == path and sys.modules["datasets"] is library and functions[2] is boxed_accuracy_reward
+
+
+def test_a_file_without_its_function_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from math import sqrt\n\n\ndef first():\n    pass\n\n\ndef second():\n    pass\n"
+    )
+    (tmp_path / "empty.py").write_text("")
+    has = r"\./mine\.py has the functions first, second\.$"
+    with pytest.raises(
+        ValueError, match=r"^The reward \./mine\.py names a file and no function: \./mine\.py:FUNCTION\. " + has
+    ):
+        load_rewards(["./mine.py"])
+    with pytest.raises(AttributeError, match=r"there is no function 'third'\. " + has):
+        load_rewards(["./mine.py:third"])
+    with pytest.raises(ValueError, match=r"empty.py has no function\.$"):
+        load_rewards(["empty.py"])
+    with pytest.raises(FileNotFoundError, match=r"^The reward nowhere\.py:x: there is no file nowhere\.py\.$"):
+        load_rewards(["nowhere.py:x"])
+    for name in ("./mine", "mine:first", "/x/y.z"):
+        with pytest.raises(
+            ValueError, match=r"^Unknown reward .* a file and its function \(\./my_rewards\.py:my_reward\)"
+        ):
+            load_rewards([name])
 
 
 def test_the_mixture_trains(tmp_path):

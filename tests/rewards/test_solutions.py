@@ -92,6 +92,18 @@ def test_reasoning_without_a_final_answer_is_an_error_not_a_zero(solution):
 
 
 @pytest.mark.parametrize(
+    "solution", [f"{REASONING} <answer>C</answer>", f"{REASONING} \\boxed{{8}}", "3 + 5</think> \\boxed{8}"]
+)
+def test_reasoning_in_front_of_an_answer_is_refused_too(solution):
+    told = "column 'solution': .* holds reasoning in front of the answer '[C8]'. Keep the answer alone: prepare"
+    with pytest.raises(ValueError, match=f"^{told}"):
+        boxed_accuracy_reward(["\\boxed{8}"] * 2, ["8", solution])
+    with pytest.raises(ValueError, match=f"^Row 1 of mine, {told}"):
+        check_solutions(Dataset.from_dict({"solution": ["8", solution]}), "mine")
+    check_solutions(Dataset.from_dict({"solution": [final_answer(solution)]}), "mine")  # what it says to do
+
+
+@pytest.mark.parametrize(
     ("mark", "end"),
     [("<answer>", "</answer>"), ("</answer>", ""), ("<answer></think>", "\\boxed{1}"), ("\\boxed{", "")],
 )

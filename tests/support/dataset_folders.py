@@ -1,8 +1,9 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Small folders of the true layouts and columns of public data sets."""
+"""Small folders of the true layouts and columns of public data sets, and files as users write them."""
 
 import io
+import json
 import zipfile
 
 from conftest import picture
@@ -57,3 +58,22 @@ def geometry3k(folder, problems, splits=("train", "validation", "test")):
         dataset = Dataset.from_list(rows, features=GEOMETRY3K)
         dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
+
+
+OWN_ROWS = [
+    {"q": "How many?", "a": 5.0, "path": "photos/0.png"},
+    {"q": "Which, then?", "a": "C", "path": "photos/1.png"},
+    {"q": "“Zwölf” is?", "a": "007", "path": "photos/2.png"},
+]
+
+
+def photos(folder, count=3, start=0):
+    """`0.png` and so on: the pictures from `start` on."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        picture(start + i).save(folder / f"{i}.png")
+
+
+def jsonl(path, rows=OWN_ROWS):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -7,9 +7,12 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
@@ -18,6 +21,10 @@ from trl.rewards import accuracy_reward
 
 from ..rewards import boxed_accuracy_reward, think_boxed_format_reward
 from ..run.rows.checks import check_dataset, check_solutions
+from ..run.rows.layouts import LEFT_OUT, PREPARE, prepare_command
+from .prepare.sources import columns_of
+
+logger = logging.getLogger(__name__)
 
 DIGITS = "digits"  # the name of the embedded data set
 # What make_dataset takes; 42 is the default seed of a run, which trains on these canvases.
@@ -56,6 +63,12 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     """
     if name == DIGITS:
         return {split: _digits(split) for split in _DIGITS_SPLITS}
+    if Path(name).is_file():
+        columns = columns_of(name)
+        raise ValueError(
+            f"{name} is a file, and training takes prompts, images and solutions; its columns are {columns}. Prepare it: "
+            f"{prepare_command(name, columns)}, and name that folder."
+        )
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             dataset = load_from_disk(name)
@@ -64,7 +77,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     except (ValueError, IndexError, DatasetGenerationError) as error:  # no rows; ViRL39K's images.zip, taken for data
         raise ValueError(
             f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
-            "in an archive must be prepared: trl-cppo prepare."
+            f"in an archive must be prepared: {PREPARE}."
         ) from error
 
 
@@ -100,9 +113,18 @@ def load_split(
     splits = load_splits(name, config, streaming)
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}, only {list(splits)}.")
-    check_dataset(splits[split], f"{name} ({split})", required, source=name)
+    # Of a folder with photos `datasets` may see the photos alone, where `prepare` sees the file of questions beside them.
+    unprepared = (
+        Path(name).is_dir() and isinstance(splits[split], Dataset) and "prompt" not in splits[split].column_names
+    )
+    columns = columns_of(name) if unprepared else None
+    check_dataset(splits[split], f"{name} ({split})", required, source=name, source_columns=columns)
     if graded and "solution" in required:
         check_solutions(splits[split], f"{name} ({split})")
+    record = Path(name, LEFT_OUT)  # of `prepare`
+    left_out = json.loads(record.read_text()).get(split) if record.is_file() else None
+    if left_out:
+        logger.info("When %s was prepared, of %s were %s.", name, split, left_out)
     return splits[split]
 
 
@@ -132,6 +154,37 @@ def _import_reward(name: str) -> Callable[..., Any]:
     module, attribute = name.rsplit(".", 1)
     with _importable(folder):
         reward = getattr(importlib.import_module(module), attribute)
+    return _checked(reward, folder)
+
+
+def _reward_of_file(name: str) -> Callable[..., Any]:
+    """The reward of `path/to/file.py:function`; the file's folder can be imported from."""
+    path, _, function = name.partition(":")
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise FileNotFoundError(f"The reward {name}: there is no file {path}.")
+    module = sys.modules.get(str(file)) or _module_of(file)
+    own = [
+        key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
+    ]
+    there_is = f"{path} has the functions {', '.join(own)}." if own else f"{path} has no function."
+    if not function:
+        raise ValueError(f"The reward {name} names a file and no function: {path}:FUNCTION. {there_is}")
+    if not callable(vars(module).get(function)):
+        raise AttributeError(f"The reward {name}: there is no function {function!r}. {there_is}")
+    return _checked(vars(module)[function], str(file.parent))
+
+
+def _module_of(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(str(file), file)  # by its path: no library is called so
+    module = importlib.util.module_from_spec(spec)
+    with _importable(str(file.parent)):
+        spec.loader.exec_module(module)
+    sys.modules[str(file)] = module  # once for all its rewards
+    return module
+
+
+def _checked(reward: Callable[..., Any], folder: str) -> Callable[..., Any]:
     return _awaited(reward, folder) if inspect.iscoroutinefunction(reward) else _counted(reward, folder)
 
 
@@ -166,14 +219,14 @@ def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] |
     Reward functions by their names.
 
     Args:
-        names (`list[str]`, *optional*): a known name or a dotted import path each; the working folder can be imported
-            from. `None`: the authors' mixture.
+        names (`list[str]`, *optional*): a known name, a file and its function (`./my_rewards.py:my_reward`) or a dotted import
+            path each; the working folder can be imported from. `None`: the authors' mixture.
 
     Returns:
         `tuple[list[Callable], list[float] | None]`: the functions, and the mixture's weights or `None`.
 
     Raises:
-        `ValueError`, `ImportError`, `AttributeError`: for a name that leads nowhere, or if math-verify is missing.
+        `ValueError`, `OSError`, `ImportError`, `AttributeError`: for a name that leads nowhere, or if math-verify is missing.
     """
     missing = importlib.util.find_spec("math_verify") is None
     for name in (DEFAULT_REWARDS if names is None else names) if missing else ():
@@ -186,8 +239,13 @@ def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] |
     for name in names:
         if name in KNOWN_REWARDS:
             functions.append(KNOWN_REWARDS[name])
-        elif "." in name:
+        elif name.partition(":")[0].endswith(".py"):
+            functions.append(_reward_of_file(name))
+        elif "." in name.strip("./") and "/" not in name and ":" not in name:
             functions.append(_import_reward(name))
         else:
-            raise ValueError(f"Unknown reward {name!r}. Known: {', '.join(KNOWN_REWARDS)}, or a dotted import path.")
+            raise ValueError(
+                f"Unknown reward {name!r}. Known: {', '.join(KNOWN_REWARDS)}, or a file and its function "
+                "(./my_rewards.py:my_reward), or a dotted import path (my_package.my_reward)."
+            )
     return functions, None

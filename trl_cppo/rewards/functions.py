@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .client import GRADER, Overrun
-from .grading import answers_match, last_boxed
+from .grading import answers_match, check_no_reasoning, last_boxed
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def boxed_accuracy_reward(
 
     Args:
         completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
-        solution (`list[str]`): the right answers, bare, in `\boxed{}` or, behind reasoning, in `<answer></answer>`.
+        solution (`list[str]`): the right answers, bare, in `\boxed{}` or in `<answer></answer>`.
         log_extra (`Callable`, *optional*): TRL's, for the columns `solution` and `answer` of the completions table.
         **kwargs: what TRL passes besides; not used.
 
@@ -47,8 +47,10 @@ def boxed_accuracy_reward(
     Raises:
         `ImportError`: if math-verify is not installed.
         `TypeError`: if a solution is not a string.
-        `ValueError`: if a solution is reasoning without such an answer.
+        `ValueError`: if a solution holds reasoning.
     """
+    for gold in solution:
+        check_no_reasoning(gold)
     answers = [last_boxed(final_text(completion)) for completion in completions]
     rewards = _graded(list(zip(solution, answers, strict=True)))
     if log_extra is not None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from .text import normalise
 from .units import MEGA, split_unit
 
+SOLUTION = "column 'solution'"  # how errors of a solution begin
 MAX_LENGTH = 1000  # characters; beyond it an answer is right only as the same text
 
 _BOX = re.compile(r"\\boxed\s*\{")
@@ -84,7 +85,7 @@ def final_answer(solution: str) -> str:
     """
     if not isinstance(solution, str):
         raise TypeError(
-            f"column 'solution': a solution must be a string; got {solution!r}. Cast the column: "
+            f"{SOLUTION}: a solution must be a string; got {solution!r}. Cast the column: "
             "dataset.cast_column(...), or leave the row out."
         )
     reasoning, _, rest = solution.rpartition("</think>")
@@ -98,24 +99,45 @@ def final_answer(solution: str) -> str:
     if not (marked and answer) and any(mark in solution for mark in _MARKS):
         shown = solution if len(solution) <= 80 else f"{solution[:40]} … {solution[-40:]}"
         raise ValueError(
-            f"column 'solution': {shown!r} holds reasoning, but no final answer in \\boxed{{}} or <answer></answer>, so "
+            f"{SOLUTION}: {shown!r} holds reasoning, but no final answer in \\boxed{{}} or <answer></answer>, so "
             "nothing can be graded against it. Put the final answer into \\boxed{}, or leave the row out."
+        )
+    return answer
+
+
+def check_no_reasoning(solution: str) -> str:
+    """
+    The [`final_answer`] of a solution without reasoning.
+
+    Reasoning is refused even in front of an answer, which would be found: other rewards take the reasoning's last number for
+    it (TRL's `accuracy_reward` does), so that one column would mean two things.
+
+    Raises:
+        `TypeError`: if the solution is not a string.
+        `ValueError`: if there is reasoning in it.
+    """
+    answer = final_answer(solution)
+    if "<think>" in solution or "</think>" in solution:
+        shown = solution if len(solution) <= 80 else f"{solution[:40]} … {solution[-40:]}"
+        raise ValueError(
+            f"{SOLUTION}: {shown!r} holds reasoning in front of the answer {answer[:80]!r}. Keep the answer alone: prepare "
+            "the data set (docs/data.md), which does so, or take what is in <think></think> out."
         )
     return answer
 
 
 def check_solution(solution: str) -> None:
     """
-    Check that a completion can be right: with [`final_answer`], and that there is something to compare.
+    Check that a completion can be right: with [`check_no_reasoning`], and that there is something to compare.
 
     Raises:
         `TypeError`: if the solution is not a string.
-        `ValueError`: if it is reasoning without an answer, or an answer in which nothing is written.
+        `ValueError`: if there is reasoning in it, or an answer in which nothing is written.
     """
-    answer = final_answer(solution)
+    answer = check_no_reasoning(solution)
     if not re.search(r"\d", answer) and not normalise(without_lead_in(normalise(answer))):  # a digit is something
         raise ValueError(
-            f"column 'solution': {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
+            f"{SOLUTION}: {solution[:80]!r} holds no answer, so no completion could be right. Add it, or leave "
             "the row out."
         )
 

@@ -22,11 +22,20 @@ from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
+from ..rewards.grading import SOLUTION
 from ..scoring.families import placeholder_texts
 from ..scoring.imageless import ImagelessForwards
 from .checkpoints import is_complete, last_complete_checkpoint, missing_state
 from .completions import even_contents
-from .rows.checks import ROW_PLACE, LocatedRows, find_row_fault, images_of, may_be_a_rows_fault, row_names
+from .rows.checks import (
+    ROW_PLACE,
+    LocatedRows,
+    find_row_fault,
+    find_solution_fault,
+    images_of,
+    may_be_a_rows_fault,
+    row_names,
+)
 from .trl_contract import check_trainer, check_trl
 from .upstream_vllm import repaired_vllm
 from .weights import checked_loading, restore
@@ -207,7 +216,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
                 self._logs["images"].extend(gather_object([row_images or [] for row_images in images]))
             return batch
         except Exception as error:
-            fault = self._find_row_fault(inputs) if may_be_a_rows_fault(error) else None
+            fault = self._find_row_fault(inputs, error) if may_be_a_rows_fault(error) else None
             if fault is not None:
                 raise ValueError(fault) from error
             error.add_note(f"While generating and scoring: {row_names(inputs)}. Columns: {', '.join(rows[0])}.")
@@ -215,9 +224,9 @@ class RepairedGRPOTrainer(GRPOTrainer):
         finally:
             self.log_multimodal = self.log_multimodal or log_images
 
-    def _find_row_fault(self, inputs: list[dict[str, Any]]) -> str | None:
+    def _find_row_fault(self, inputs: list[dict[str, Any]], error: Exception) -> str | None:
         if not self._rows_are_suspected:  # a reward's error: no image needs to be decoded again
-            return None
+            return find_solution_fault(inputs) if str(error).startswith(SOLUTION) else None
         placeholders = placeholder_texts(self.model, self.processing_class)
         return find_row_fault(inputs, self.processing_class.image_processor, placeholders)
 

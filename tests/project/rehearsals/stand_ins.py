@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from dataset_folders import jsonl, photos
 from dataset_layouts import layout_names, write_layout
 from hub import COMMIT
 from tiny_models import build
@@ -116,9 +117,11 @@ def _question(draw: random.Random) -> str:
 
 
 def working_folder(folder: Path) -> Path:
-    """A folder that looks like a checkout: what commands read is linked, what they write stays there."""
+    """A folder that looks like a checkout: what commands read is linked, what they write stays there. And a user's photos."""
     folder.mkdir()
     (folder / "examples").symlink_to(ROOT / "examples")
+    photos(folder / "photos", 12)
+    jsonl(folder / "mine.jsonl", [{"q": f"{i}?", "a": i, "path": f"photos/{i}.png"} for i in range(12)])
     return folder
 
 

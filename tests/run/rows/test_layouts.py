@@ -64,12 +64,14 @@ def test_a_folder_has_the_columns_of_its_layout(name, tmp_path):
 
 
 def test_only_the_final_answer_is_rewarded(tmp_path):
-    """The reasoning ends with 8; the answer is choice C. Graded raw and prepared."""
+    """The reasoning ends with 8; the answer is choice C. Unprepared it is refused."""
     source = write_layout(OPEN_R1, tmp_path / "source", rows=1)
     raw = Dataset.from_parquet(str(next(source.rglob("*.parquet"))), cache_dir=tmp_path / "cache")[0]["solution"]
     assert "= 8" in raw and "answer is C" in raw
-    for solution in (raw, prepare(str(source))[0]["train"][0]["solution"]):
-        assert boxed_accuracy_reward(["\\boxed{C}", "\\boxed{8}", "\\boxed{A}"], [solution] * 3) == [1, 0, 0]
+    with pytest.raises(ValueError, match="holds reasoning in front of the answer 'The correct answer is C'"):
+        boxed_accuracy_reward(["\\boxed{C}"], [raw])
+    solution = prepare(str(source))[0]["train"][0]["solution"]
+    assert boxed_accuracy_reward(["\\boxed{C}", "\\boxed{8}", "\\boxed{A}"], [solution] * 3) == [1, 0, 0]
 
 
 def open_r1(folder, solutions):

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_warned_of_with_what_to_set(tmp_path, said, monkeyp
         f"a prompt of {tokens} tokens, images included; with max_completion_length=50 that is {tokens + 50}" in warning
     )
     assert f"more than the 150 of {name}. Set max_pixels (now None) or max_completion_length lower" in warning
-    assert ("vllm_max_model_length higher" in warning) == vllm and "prepare_dataset.py --max_prompt_length" in warning
+    assert ("vllm_max_model_length higher" in warning) == vllm and "trl-cppo prepare --max_prompt_length" in warning
     trainer.args.max_completion_length = 150 - tokens
     assert [level for level, _ in said(trainer)] == ["INFO"]
 

@@ -54,8 +54,10 @@ def _parser_record(parser: argparse.ArgumentParser) -> dict[str, Any]:
 def _flag_record(action: argparse.Action) -> dict[str, Any]:
     """The arguments of `add_argument` that make the flag, less those that have argparse's own default."""
     kind = ACTIONS[type(action)]
-    record = {"names": action.option_strings, "dest": action.dest, "action": kind, "default": action.default}
-    record |= {"required": action.required, "help": action.help}
+    record = {"names": action.option_strings or [action.dest], "action": kind, "default": action.default}
+    if action.option_strings:
+        record |= {"dest": action.dest, "required": action.required}
+    record["help"] = action.help
     if kind == "store":
         names = {cls: name for name, cls in TYPES.items()}
         record |= {

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..line import ShortErrors
+from .own_flags import add_flags, name_of, own_options
 from .rows import PROMPT_SUFFIX
 
 DESCRIPTION = """
@@ -15,6 +16,10 @@ what CPPOTrainer and GRPOTrainer read: a folder of parquet files for `load_datas
 
     trl-cppo prepare --dataset hiyouga/geometry3k --output data/geometry3k \\
         --model Qwen/Qwen2.5-VL-3B-Instruct --max_prompt_length 512
+
+Or files of your own: jsonl, json, csv, tsv, parquet, a folder of photos with metadata.
+
+    trl-cppo prepare mine.jsonl --question q --answer a --image path --output data/mine
 """
 
 
@@ -25,7 +30,8 @@ class _Parser(ShortErrors, argparse.ArgumentParser):
 def make_parser(program: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(program, description=DESCRIPTION, formatter_class=raw)
-    parser.add_argument("--dataset", required=True, help="Hub id, or local folder of the same files.")
+    parser.add_argument("--dataset", help="Hub id, local folder, or a jsonl, json, csv, tsv or parquet file.")
+    add_flags(parser)
     parser.add_argument("--output", required=True, help="Folder to make.")
     parser.add_argument("--split", nargs="+", help="Splits to prepare. Default: all.")
     parser.add_argument(
@@ -36,7 +42,9 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     for name, which, what in limits:
         help = f"{which} pixels of an image, width times height: {what}. Default: as they are."
         parser.add_argument(f"--{name}_pixels", type=int, help=help)
-    parser.add_argument("--prompt_suffix", default=PROMPT_SUFFIX, help="Behind each question. Default: the authors'.")
+    parser.add_argument(
+        "--prompt_suffix", "--suffix", default=PROMPT_SUFFIX, help="Behind each question. Default: the authors'."
+    )
     parser.add_argument("--skip_broken", action="store_true", help="Leave out rows that cannot be used, do not stop.")
     parser.add_argument("--num_proc", type=int, help="Processes. Default: 1.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the output folder.")
@@ -49,7 +57,8 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         # Only where they are set: the records of folders that were made without limits have no such entry.
         **{name: value for name, value in limits.items() if value is not None},
-        "name": args.dataset,
+        **own_options(args),
+        "name": name_of(args),
         "splits": args.split,
         "model": args.model,
         "max_prompt_length": args.max_prompt_length,

@@ -4,27 +4,25 @@
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
-from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from tqdm import tqdm
 
 from ...method.image_size import check_limits
-from ...run.rows.layouts import ANSWERS, IMAGES, QUESTIONS, Layout, find_layout
-from .rows import PROMPT_SUFFIX, build_row
+from ...run.rows.layouts import LEFT_OUT
+from .rows import PROMPT_SUFFIX, RowSettings, build_row
+from .sources import find_source
+from .splitting import check_share, held_out
+from .summary import Outcomes, hint, left_out, too_long
 
 _RECORD = ".prepared.json"  # in the folder that is made; `load_dataset` passes over hidden files
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
-_SPLIT = re.compile(r"(?:^|[-_./])(train|validation|valid|val|dev|test|eval)(?:[-_./]|$)")
-_SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
 
 
 def prepare(
@@ -37,7 +35,13 @@ def prepare(
     num_proc: int | None = None,
     max_pixels: int | None = None,
     min_pixels: int | None = None,
-) -> tuple[DatasetDict, dict[str, Counter]]:
+    *,
+    question: str | None = None,
+    answer: str | None = None,
+    image: list[str] | None = None,
+    system_prompt: str | None = None,
+    split_test: float | None = None,
+) -> tuple[DatasetDict, dict[str, Outcomes]]:
     """
     A data set in the columns that TRL's GRPO and CPPO trainers read.
 
@@ -47,8 +51,8 @@ def prepare(
 
     Args:
         name (`str`): a Hub id, or a local folder of the same layout: parquet files and, for images that are paths, the
-            files that they name, or an `images.zip` that holds them. Columns: `question` or `problem`; `answer`, or a
-            `solution` that marks its final answer by `\\boxed{}` or `<answer></answer>`; `images` or `image`.
+            files that they name, or an `images.zip` that holds them. Or a jsonl, json, csv, tsv or parquet file, a folder of
+            them, of photos with a metadata file beside them, or of `save_to_disk`; paths are relative to the file that names them.
         splits (`list[str]`, *optional*): all by default.
         model (`str`, *optional*): Hub id or local folder of the processor that counts a prompt's tokens, those of the
             images included, as TRL does. Without it no prompt is too long.
@@ -59,100 +63,87 @@ def prepare(
         max_pixels (`int`, *optional*): the most pixels of an image, width times height (see [`limit_pixels`]). Tokens are
             counted after the scaling.
         min_pixels (`int`, *optional*): the fewest.
+        question (`str`, *optional*): the column of the question; by default `question` or `problem`.
+        answer (`str`, *optional*): that of the final answer; by default `answer`, or a `solution` that marks it by
+            `\\boxed{}` or `<answer></answer>`.
+        image (`list[str]`, *optional*): those of images, lists of images or paths; by default `images`, `image` or `file_name`.
+        system_prompt (`str`, *optional*): a system message in front.
+        split_test (`float`, *optional*): the share of `train` to hold out as `test`; see [`held_out`].
 
     Returns:
-        `tuple[DatasetDict, dict[str, Counter]]`: columns `prompt`, `images`, `solution` (in `\\boxed{}`), the source's
+        `tuple[DatasetDict, dict[str, Outcomes]]`: columns `prompt`, `images`, `solution` (in `\\boxed{}`), the source's
         own, and `num_tokens` with a `model`; for each split how many rows were kept and left out, and why.
 
     Raises:
         `FileNotFoundError`, `ValueError`: for a data set, split or columns that are not there; for a row that cannot be
-            used, naming row and column.
+            used, naming row and column; for a split of which no row is left.
     """
     check_limits(max_pixels, min_pixels)
-    root, files = _find_files(name)
-    unknown = sorted(set(splits or []) - set(files))
+    check_share(split_test)
+    source = find_source(name)
+    unknown = sorted(set(splits or []) - set(source.files))
     if unknown:
-        raise ValueError(f"{name} has no split {unknown[0]!r}, only {sorted(files)}.")
+        raise ValueError(f"{name} has no split {unknown[0]!r}, only {sorted(source.files)}.")
+    splits = splits or sorted(source.files)
+    if split_test and ("test" in source.files or "train" not in splits):
+        raise ValueError(f"--split_test makes a 'test' of the split 'train', but {name} has {splits}. Leave it out.")
+    # Not read, but a part of the cache's key: the map function's own key holds no file that it opens.
+    stamps = (version("trl-cppo"), _stamp(source.stamped()), _stamp(Path(model).rglob("*")) if model else None)
     prepared, counts = DatasetDict(), {}
-    for split in splits or sorted(files):
-        source = load_dataset("parquet", data_files={split: [str(path) for path in files[split]]}, split=split)
-        settings = dict(
-            name=f"{name} ({split})", root=str(root), model=model, suffix=prompt_suffix, skip_broken=skip_broken,
-            max_pixels=max_pixels, min_pixels=min_pixels,
-            # Not read, but a part of the cache's key: the map function's own key holds no file that it opens.
-            stamps=[version("trl-cppo"), _stamp(root), _stamp(Path(model)) if model else None],
+    for split in splits:
+        rows, layout, places = source.read(split, question, answer, image)
+        settings = RowSettings(
+            f"{name} ({split})", layout, places, model, prompt_suffix, system_prompt, skip_broken, max_pixels, min_pixels,
+            stamps,
         )  # fmt: skip
-        rows = _map_rows(source, settings, num_proc)
-        lengths = rows["num_tokens"] if model else [0] * len(rows)
-        outcomes = [
-            fault or (f"prompt of more than {max_prompt_length} tokens" if length > max_prompt_length else "kept")
-            for fault, length in zip(rows["fault"], lengths, strict=True)
-        ]
-        kept = [index for index, outcome in enumerate(outcomes) if outcome == "kept"]
-        prepared[split], counts[split] = rows.remove_columns("fault").select(kept), Counter(outcomes)
+        made = _map_rows(rows, settings, num_proc)
+        prepared[split], counts[split] = _without_faults(made, settings, max_prompt_length)
+    if split_test:
+        _hold_out(prepared, counts, split_test)
     return prepared, counts
 
 
-def _map_rows(source: Dataset, settings: dict[str, Any], num_proc: int | None) -> Dataset:
-    layout = _find_layout(source, settings["name"])
+def _without_faults(made: Dataset, settings: RowSettings, max_prompt_length: int) -> tuple[Dataset, Outcomes]:
+    lengths = made["num_tokens"][:] if settings.model else [0] * len(made)
+    reasons = [
+        fault or (too_long(max_prompt_length) if length > max_prompt_length else "kept")
+        for fault, length in zip(made["fault"], lengths, strict=True)
+    ]
+    outcomes = Outcomes(reasons, hint(lengths, max_prompt_length))
+    if not outcomes["kept"]:
+        raise ValueError(f"no row of {settings.name} is left: {left_out(outcomes)}. {outcomes.advice}".rstrip())
+    return made.remove_columns("fault").select(outcomes.rows["kept"]), outcomes
+
+
+def _hold_out(prepared: DatasetDict, counts: dict[str, Outcomes], share: float) -> None:
+    rows = prepared["train"]
+    chosen = held_out(rows, share)
+    for split, side in (("test", True), ("train", False)):
+        prepared[split] = rows.select([row for row, is_held_out in enumerate(chosen) if is_held_out == side])
+    counts["test"] = Outcomes(["kept"] * sum(chosen))
+    counts["train"]["kept"] -= sum(chosen)
+
+
+def _map_rows(source: Dataset, settings: RowSettings, num_proc: int | None) -> Dataset:
     part = {"type": Value("string"), "text": Value("string")}
     features = {
         "prompt": List({"role": Value("string"), "content": List(part)}),
         "images": List(Image()),
         "solution": Value("string"),
-        **{column: source.features[column] for column in layout.extras},
-        **({"num_tokens": Value("int32")} if settings["model"] else {}),
+        **{column: source.features[column] for column in settings.layout.extras},
+        **({"num_tokens": Value("int32")} if settings.model else {}),
         "fault": Value("string"),
     }
-    images = source.features[layout.images]
-    image = images.feature if isinstance(images, List) else images
-    if not isinstance(image, (Image, dict)) and image != Value("string"):  # a dict: Image's struct, without its name
-        raise ValueError(
-            f"{settings['name']}, column {layout.images!r}: expected an image or a list of images, embedded or as paths, "
-            f"got {images}."
-        )
-    if image != Value("string"):  # embedded: their bytes, not decoded
-        undecoded = Image(decode=False)
-        source = source.cast_column(layout.images, List(undecoded) if isinstance(images, List) else undecoded)
     return source.map(
-        build_row, with_indices=True, fn_kwargs={"layout": layout, **settings}, features=Features(features),
-        remove_columns=source.column_names, num_proc=num_proc, writer_batch_size=100, desc=f"Preparing {settings['name']}",
+        build_row, with_indices=True, fn_kwargs={"settings": settings}, features=Features(features),
+        remove_columns=source.column_names, num_proc=num_proc, writer_batch_size=100, desc=f"Preparing {settings.name}",
     )  # fmt: skip
 
 
-def _find_layout(source: Dataset, name: str) -> Layout:
-    layout = find_layout(source.column_names)
-    if layout is None:
-        known = "; ".join(" or ".join(names) for names in (QUESTIONS, ANSWERS, IMAGES))
-        raise ValueError(f"{name} has the columns {source.column_names}. Needed are {known}: rename yours.")
-    return layout
-
-
-def _find_files(name: str) -> tuple[Path, dict[str, list[Path]]]:
-    """The folder of a data set, from the Hub's cache if need be, and its parquet files by split."""
-    root = Path(name).expanduser()
-    if not root.is_dir():
-        if name.startswith((".", "/", "~")):
-            raise FileNotFoundError(f"there is no folder {name}.")
-        try:
-            patterns = ["*.parquet", "images.zip"]  # not the pictures one by one, where a repository has them too
-            root = Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise FileNotFoundError(f"{name} is no local folder and cannot be had from the Hub: {error}") from error
-    files: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*.parquet")):
-        match = _SPLIT.search(path.relative_to(root).as_posix())
-        split = match[1] if match else "train"
-        files.setdefault(_SPLIT_NAMES.get(split, split), []).append(path)
-    if not files:
-        raise FileNotFoundError(f"{name} holds no parquet file.")
-    return root, files
-
-
-def _stamp(folder: Path) -> str:
-    """A digest of the names, sizes and times of a folder's files: changes when one of them does."""
+def _stamp(paths: Iterable[Path]) -> str:
+    """A digest of the names, sizes and times of files: changes when one of them does."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(paths):
         status = path.stat()
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -169,7 +160,11 @@ def _record(options: dict[str, Any]) -> bytes:
 
 
 def write(
-    dataset: DatasetDict, folder: str | Path, overwrite: bool = False, options: dict[str, Any] | None = None
+    dataset: DatasetDict,
+    folder: str | Path,
+    overwrite: bool = False,
+    options: dict[str, Any] | None = None,
+    counts: dict[str, Outcomes] | None = None,
 ) -> None:
     """
     Write parquet files that `load_dataset(folder)` reads, all or none of them.
@@ -182,6 +177,7 @@ def write(
         folder (`str` or `Path`): the folder to make.
         overwrite (`bool`, *optional*, defaults to `False`): replace an older one.
         options (`dict`, *optional*): what it was made with, for [`is_made_with`]; kept in the folder's `.prepared.json`.
+        counts (`dict[str, Outcomes]`, *optional*): what [`prepare`] returns beside it, so that training can say what was left out.
 
     Raises:
         `FileExistsError`: if it exists.
@@ -204,6 +200,8 @@ def write(
                 shard.to_parquet(new / f"{split}-{i:05d}-of-{shards:05d}.parquet", batch_size=100)
         if options is not None:
             (new.parent / _RECORD).write_bytes(_record(options))
+        if counts is not None:
+            (new.parent / LEFT_OUT).write_text(json.dumps({split: left_out(found) for split, found in counts.items()}))
         if folder.exists():
             folder.rename(Path(scratch, "old"))
         new.parent.rename(folder)

@@ -5,7 +5,6 @@
 import functools
 import io
 import os
-import posixpath
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,8 @@ def usable_bytes(
     max_pixels: int | None = None,
     min_pixels: int | None = None,
     to_rgb: Callable[[PILImage.Image], PILImage.Image] = to_rgb,
+    folder: str | None = None,
+    confined: bool = True,
 ) -> bytes:
     """
     An image's own bytes, or those of a scaled copy if its short side is below `MIN_SIDE` or its pixels are beyond a limit.
@@ -37,13 +38,15 @@ def usable_bytes(
         root (`str`): the data set's folder; what is not in it may be in its `images.zip`.
         max_pixels, min_pixels (`int`, *optional*): as for [`limit_pixels`]; `max_pixels` wins over `MIN_SIDE`.
         to_rgb (`Callable`, *optional*): makes an RGB image of any other as the model's processor does.
+        folder (`str`, *optional*): where a path is looked for first: the folder of the file that names it.
+        confined (`bool`, *optional*, defaults to `True`): refuse paths that lead out of `root`.
 
     Raises:
         `FileNotFoundError`: if it is not there. Any other error: if it cannot be decoded; PIL raises `SyntaxError` and a
             `DecompressionBombError` of its own too.
     """
     data = image["bytes"] if isinstance(image, dict) else None
-    data = data or _read_bytes(image["path"] if isinstance(image, dict) else image, root)
+    data = data or _read_bytes(image["path"] if isinstance(image, dict) else image, root, folder or root, confined)
     with PILImage.open(io.BytesIO(data)) as picture:
         picture.load()  # a truncated image shows only here
         upright = ImageOps.exif_transpose(picture)  # as `datasets` turns what it reads
@@ -56,18 +59,30 @@ def usable_bytes(
         return _encode(limited, kind)
 
 
-def _read_bytes(path: str | None, root: str) -> bytes:
-    if not path or posixpath.isabs(path) or posixpath.normpath(path).startswith(".."):
+def _read_bytes(path: str | None, root: str, folder: str, confined: bool) -> bytes:
+    if path and path.startswith(("http://", "https://")):
+        raise FileNotFoundError(f"{path} is an address: download the image and give its path")
+    inside = bool(path) and _is_inside(root, folder, path)
+    if not path or (confined and not inside):
         raise FileNotFoundError(f"{path!r} is no path inside the data set's folder")
-    if os.path.isfile(os.path.join(root, path)):
-        return Path(root, path).read_bytes()
+    for place in (folder, root):
+        file = Path(place, path if confined else Path(path).expanduser())  # an absolute path stays what it is
+        if file.is_file() and (not confined or _is_inside(root, place, path)):
+            return file.read_bytes()
     archive = os.path.join(root, "images.zip")
     if os.path.isfile(archive):
         members = _open_archive(archive, os.getpid())
         for member in (path, path.removeprefix("images/")):  # zipped as a folder or from inside of it
             if member in members.NameToInfo:
                 return members.read(member)
-    raise FileNotFoundError(f"there is no {path} in {root} nor in its images.zip")
+        raise FileNotFoundError(f"no such file {path} in {os.path.abspath(folder)}, nor in {archive}")
+    raise FileNotFoundError(f"no such file {path} in {os.path.abspath(folder)}")
+
+
+def _is_inside(root: str, folder: str, path: str) -> bool:
+    """By the names alone: the files of the Hub's cache are links that lead out of it."""
+    inside = os.path.relpath(os.path.normpath(os.path.join(folder, path)), root)
+    return not os.path.isabs(path) and not inside.startswith("..")
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,15 +3,19 @@
 """One row of a source's columns as `prompt`, `images` and `solution`, or what is wrong with it."""
 
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Image
+from PIL import UnidentifiedImageError
 from transformers import AutoProcessor, ProcessorMixin
 
 from ...rewards.grading import final_answer, is_text, without_lead_in
 from ...run.rows.layouts import Layout
 from ...scoring.families import rgb_reader
 from .images import usable_bytes
+from .sources import Places
 
 # The wording of the authors' preprocessing script (verl/examples/data_preprocess/virl39k.py of vbdi/cppo).
 PROMPT_SUFFIX = (
@@ -30,69 +34,92 @@ class _RowFault(Exception):
         self.kind = f"{column}: {kind}"
 
 
-def build_row(
-    example: dict[str, Any],
-    index: int,
-    layout: Layout,
-    name: str,
-    root: str,
-    model: str | None,
-    suffix: str,
-    skip_broken: bool,
-    max_pixels: int | None,
-    min_pixels: int | None,
-    stamps: list[str | None],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RowSettings:
+    """
+    What [`prepare`] makes rows by; all of it is a part of the cache's key.
+
+    Attributes:
+        name (`str`): how errors call the data set.
+        layout (`Layout`): its columns.
+        places (`Places`): where images lie that are paths.
+        model (`str`, *optional*): the processor that counts tokens into `num_tokens`.
+        suffix (`str`): written behind the question.
+        system_prompt (`str`, *optional*): a message in front of the question.
+        skip_broken (`bool`): whether a fault is no error.
+        max_pixels, min_pixels (`int`, *optional*): the limits of an image.
+        stamps (`tuple`): not read; what the key must hold besides.
+    """
+
+    name: str
+    layout: Layout
+    places: Places
+    model: str | None
+    suffix: str
+    system_prompt: str | None
+    skip_broken: bool
+    max_pixels: int | None
+    min_pixels: int | None
+    stamps: tuple[str | None, ...]
+
+
+def build_row(example: dict[str, Any], index: int, settings: RowSettings) -> dict[str, Any]:
     """
     What [`prepare`] makes of one row, and why it cannot be used in `fault`, else `None`.
 
     Args:
         example (`dict`): the row; its embedded images are not decoded.
         index (`int`): its place.
-        layout (`Layout`): its columns.
-        name (`str`): how errors call the data set.
-        root (`str`): the folder of images that are paths.
-        model (`str`, *optional*): the processor that counts tokens into `num_tokens`.
-        suffix (`str`): written behind the question.
-        skip_broken (`bool`): whether a fault is no error.
-        max_pixels, min_pixels (`int`, *optional*): the limits of an image.
-        stamps (`list`): not read; what the key of the cache must hold besides.
+        settings (`RowSettings`): what is made of it.
 
     Raises:
         `ValueError`: naming row and column.
     """
+    layout, model = settings.layout, settings.model
     row = {"prompt": [], "images": [], "solution": "", **{column: example[column] for column in layout.extras}}
     row |= {"fault": None} | ({"num_tokens": 0} if model else {})
     try:
         row["solution"] = _solution(example[layout.answer], layout)
-        images = example[layout.images] or []
-        images = images if isinstance(images, list) else [images]
-        options = dict(max_pixels=max_pixels, min_pixels=min_pixels)
-        options |= {"to_rgb": rgb_reader(_load_processor(model))} if model else {}
-        row["images"] = [_read_image(image, place, root, layout, options) for place, image in enumerate(images)]
-        row["prompt"] = _prompt(example[layout.question], len(row["images"]), suffix, layout)
+        row["images"] = _read_images(example, index, settings)
+        row["prompt"] = _prompt(example[layout.question], len(row["images"]), settings)
         if model:
             row["num_tokens"] = _count_tokens(row["prompt"], row["images"], model, layout)
     except _RowFault as fault:
-        if not skip_broken:
+        if not settings.skip_broken:
             raise ValueError(
-                f"Row {index} of {name}, column {fault.column!r}: {fault}. Mend it, or leave such rows out: --skip_broken."
+                f"Row {index} of {settings.name}, column {fault.column!r}: {fault}. Mend it, or leave such rows out: "
+                "--skip_broken."
             ) from fault
         row |= {"fault": fault.kind, "images": []}
     return row
 
 
+def _read_images(example: dict[str, Any], index: int, settings: RowSettings) -> list[dict[str, Any]]:
+    places = settings.places
+    options = dict(root=places.root, folder=places.folder(index), confined=places.confined)
+    options |= dict(max_pixels=settings.max_pixels, min_pixels=settings.min_pixels)
+    options |= {"to_rgb": rgb_reader(_load_processor(settings.model))} if settings.model else {}
+    read = []
+    for column in settings.layout.images:
+        images = example[column] or []  # an empty cell is no image
+        images = images if isinstance(images, list) else [images]
+        read += [_read_image(image, place, column, options) for place, image in enumerate(images)]
+    return read
+
+
 def _solution(answer: Any, layout: Layout) -> str:
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):  # of a parquet file
+        answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise _RowFault(layout.answer, "no answer", repr(answer))
     # Unmarked, a `solution` may be a worked one, to which no completion would be equal.
-    marked = layout.answer != "solution" or "\\boxed" in answer or "</answer>" in answer
+    marked = layout.final or "\\boxed" in answer or "</answer>" in answer
     try:
         final = final_answer(answer) if marked else None
     except ValueError:
         final = None
     if final is None:
-        details = f"{answer[-80:]!r}; a column of nothing else is called 'answer'"
+        details = f"{answer[-80:]!r}; if the column holds nothing else: --answer {layout.answer}"
         raise _RowFault(layout.answer, "no final answer in \\boxed{} or <answer></answer>", details)
     if not final:  # an empty box: no completion could be right
         raise _RowFault(layout.answer, "no answer", repr(answer))
@@ -102,7 +129,8 @@ def _solution(answer: Any, layout: Layout) -> str:
     return f"\\boxed{{{final}}}"
 
 
-def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list[dict[str, Any]]:
+def _prompt(question: Any, num_images: int, settings: RowSettings) -> list[dict[str, Any]]:
+    layout = settings.layout
     if not isinstance(question, str) or not question.replace(MARKER, "").strip():
         raise _RowFault(layout.question, "no question", repr(question))
     texts = question.strip().split(MARKER)
@@ -112,22 +140,27 @@ def _prompt(question: Any, num_images: int, suffix: str, layout: Layout) -> list
         raise _RowFault(
             layout.question, f"other number of {MARKER} marks than of images", f"{len(texts) - 1} and {num_images}"
         )
-    texts[-1] = f"{texts[-1].rstrip()} {suffix}".rstrip()
+    texts[-1] = f"{texts[-1].rstrip()} {settings.suffix}".rstrip()
     content = []
     for place, text in enumerate(texts):
         content += [{"type": "image", "text": None}] if place else []
         content += [{"type": "text", "text": text}] if text else []
-    return [{"role": "user", "content": content}]
+    system = [{"type": "text", "text": settings.system_prompt}]
+    messages = [{"role": "system", "content": system}] if settings.system_prompt else []
+    return [*messages, {"role": "user", "content": content}]
 
 
-def _read_image(image: Any, place: int, root: str, layout: Layout, options: dict[str, Any]) -> dict[str, Any]:
+def _read_image(image: Any, place: int, column: str, options: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"bytes": usable_bytes(image, root, **options), "path": None}
+        return {"bytes": usable_bytes(image, **options), "path": None}
     except FileNotFoundError as error:
-        raise _RowFault(layout.images, "image missing", f"image {place}, {error}") from error
+        raise _RowFault(column, "image missing", f"image {place}, {error}") from error
     except Exception as error:
-        message = f"image {place}, {type(error).__name__}: {error}"
-        raise _RowFault(layout.images, "image cannot be read", message) from error
+        path = f" ({image})" if isinstance(image, str) else ""
+        # PIL's own text would show the address of a buffer.
+        what = "no image that PIL knows" if isinstance(error, UnidentifiedImageError) else error
+        message = f"image {place}{path}, {type(error).__name__}: {what}"
+        raise _RowFault(column, "image cannot be read", message) from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -139,16 +172,14 @@ def _count_tokens(prompt: list[dict[str, Any]], images: list[dict[str, Any]], mo
     processor = _load_processor(model)
     to_rgb, read = rgb_reader(processor), Image().decode_example  # turned upright, as training reads it
     pictures = iter([to_rgb(read(image)) for image in images])
-    content = [
-        {"type": "image", "image": next(pictures)}
-        if part["type"] == "image"
-        else {"type": "text", "text": part["text"]}
-        for part in prompt[0]["content"]
-    ]
+    messages = [{**message, "content": [_shown(part, pictures) for part in message["content"]]} for message in prompt]
     try:
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
-        )
+        inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     except ValueError as error:  # such as Qwen's on an image 200 times as wide as high
-        raise _RowFault(layout.images, "refused by the processor", error) from error
+        raise _RowFault(layout.images[0], "refused by the processor", error) from error
     return len(inputs["input_ids"][0])
+
+
+def _shown(part: dict[str, Any], pictures: Iterator[Any]) -> dict[str, Any]:
+    is_image = part["type"] == "image"
+    return {"type": "image", "image": next(pictures)} if is_image else {"type": "text", "text": part["text"]}

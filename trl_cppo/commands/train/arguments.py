@@ -23,8 +23,8 @@ class CPPOScriptArguments(ScriptArguments):
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, or a dotted import "
-            "path such as my_package.my_reward. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
+            "help": "Rewards: boxed_accuracy_reward, think_boxed_format_reward, TRL's accuracy_reward, a file and its function such "
+            "as ./my_rewards.py:my_reward, or a dotted import path. Default: 0.9 * boxed_accuracy_reward + 0.1 * think_boxed_format_reward, "
             "the authors' mixture."
         },
     )

@@ -78,6 +78,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         else:
             job = job_from_arguments(script_args, training_args, model_args)
         trainer = make_trainer(job, training_args, model_args)
+        trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
         stop(program, error)
     trainer.card_example = job.card_example

@@ -15,9 +15,11 @@ from transformers import BaseImageProcessor
 from trl import prepare_multimodal_messages
 
 from ...rewards.grading import check_solution
-from .layouts import ANSWERS, QUESTIONS, find_layout
-from .prompts import has_image_in_a_prompt, prompt_fault
+from .layouts import ANSWERS, QUESTIONS, find_layout, prepare_command
+from .prompts import can_be_looked_into, has_image_in_a_prompt, prompt_fault
 
+_BATCH = 1000  # rows
+UNNAMED = "NAME"  # in a command, for a data set that is in memory
 ROW_PLACE = "_trl_cppo_row"  # an entry of each row that was read from a Dataset: its RowPlace
 
 
@@ -58,7 +60,13 @@ def images_of(example: dict[str, Any]) -> tuple[str, list[Any]]:
     return column, [part["image"] for part in parts if part["type"] == "image" and part.get("image") is not None]
 
 
-def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt",), source: str = "NAME") -> None:
+def check_dataset(
+    dataset: Any,
+    name: str,
+    required: tuple[str, ...] = ("prompt",),
+    source: str = UNNAMED,
+    source_columns: list[str] | None = None,
+) -> None:
     """
     Check that a data set has rows, the required columns and images.
 
@@ -67,6 +75,7 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         name (`str`): how the error calls it.
         required (`tuple[str, ...]`): the columns that must exist.
         source (`str`): its Hub id or folder, for a command that the error names.
+        source_columns (`list[str]`, *optional*): the columns that this command will find; the data set's by default.
 
     Raises:
         `ValueError`: in one line that says what is missing and what to do.
@@ -78,8 +87,11 @@ def check_dataset(dataset: Any, name: str, required: tuple[str, ...] = ("prompt"
         raise ValueError(f"{name} has no rows. Check the split and any filter that was applied to it.")
     for column in required:
         if column not in columns:
-            way_out = _way_to_prompts(dataset, source) if column == "prompt" else _way_to_answers(dataset, column)
-            raise ValueError(f"{name} has no column {column!r}; its columns are {columns}. {way_out}")
+            found = source_columns or columns
+            way_out = (
+                _way_to_prompts(dataset, source, found) if column == "prompt" else _way_to_answers(dataset, column)
+            )
+            raise ValueError(f"{name} has no column {column!r}; its columns are {found}. {way_out}")
     if "image" in columns or "images" in columns:
         return
     if not has_image_in_a_prompt(dataset):
@@ -96,22 +108,22 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
         check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
 
 
-def _way_to_prompts(dataset: Dataset, source: str) -> str:
+def _way_to_prompts(dataset: Dataset, source: str, columns: list[str]) -> str:
     """What makes a `prompt`. A string under that name would be no conversation, so only messages are renamed."""
     conversations = _conversation_columns(dataset)
     if conversations:
         return f"Rename the conversations: dataset.rename_column({conversations[0]!r}, 'prompt')."
-    if find_layout(dataset.column_names) is not None:
+    if source != UNNAMED or find_layout(columns) is not None:
         return (
-            f"Prepare it: trl-cppo prepare --dataset {source} --output data/prepared, and train on that "
-            "folder; in Python: trl_cppo.commands.prepare.prepare."
+            f"Prepare it: {prepare_command(source, columns)}, and train on that folder; in Python: "
+            "trl_cppo.commands.prepare.prepare."
         )
     question = next((column for column in (*QUESTIONS, "query") if column in dataset.column_names), None)
     if question is None:
         return "A prompt is a conversation, [{'role': 'user', 'content': …}]. Make it of your question column."
     return (
-        "A prompt is a conversation. Make it of the question: dataset.map(lambda row: "
-        f"{{'prompt': [{{'role': 'user', 'content': row[{question!r}]}}]}})."
+        "A prompt is a conversation. Make it of the question: dataset.map(lambda row: "  # images are put in front
+        f"{{'prompt': [{{'role': 'user', 'content': row[{question!r}].replace('<image>', '')}}]}})."
     )
 
 
@@ -145,19 +157,37 @@ def check_solutions(dataset: Any, name: str) -> None:
     Check that each row's `solution` can be graded: before the training, not after hours of it. No image is decoded.
 
     Args:
-        dataset: as for [`check_dataset`], with a column `solution`.
+        dataset: as for [`check_dataset`]; one without a column `solution` is passed over.
         name (`str`): how the error calls it.
 
     Raises:
         `ValueError`: in one line that names the first such row and says what to do.
     """
-    if not isinstance(dataset, Dataset):
+    if not can_be_looked_into(dataset) or "solution" not in dataset.column_names:
         return
-    for index, row in enumerate(dataset.select_columns(["solution"])):
-        try:
-            check_solution(row["solution"])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Row {index} of {name}, {error}") from error
+    index = 0
+    for batch in dataset.select_columns(["solution"]).with_format("arrow").iter(_BATCH):
+        for solution in batch["solution"].to_pylist():
+            fault = _solution_fault(solution)
+            if fault is not None:
+                raise ValueError(f"Row {index} of {name}, {fault}")
+            index += 1
+
+
+def find_solution_fault(examples: Sequence[dict[str, Any]]) -> str | None:
+    """Which row of a generation batch has a solution that cannot be graded, and why; `None` if there is none."""
+    faults = (
+        (row_name(example, place), _solution_fault(example.get("solution"))) for place, example in enumerate(examples)
+    )
+    return next((f"{name}, {fault}" for name, fault in faults if fault is not None), None)
+
+
+def _solution_fault(solution: Any) -> str | None:
+    try:
+        check_solution(solution)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 class LocatedRows(torch.utils.data.Dataset):

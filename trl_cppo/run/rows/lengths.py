@@ -4,11 +4,13 @@
 
 import heapq
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow
 from datasets import Dataset, IterableDataset
 from PIL import Image
@@ -16,6 +18,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from ...config import CPPOConfig
+from .layouts import PREPARE
 
 _COLUMNS = ("prompt", "images", "image")
 _BATCH = 256  # rows
@@ -37,6 +40,19 @@ class _Size:
         return self.pixels, self.images, self.characters, self.pixels / 28**2 + self.characters / 4
 
 
+@dataclass
+class _Look:
+    """Which rows are worth tokenizing."""
+
+    largest: list[int]  # that may make the most tokens, each once
+    middle: list[int]  # with about as many rows below as above
+    counted: np.ndarray | None = None  # tokens of all rows, as `prepare` counted them
+
+    def agrees(self, lengths: dict[int, int]) -> bool:
+        """Whether the counts are of this run: of its processor, its limit of pixels."""
+        return self.counted is not None and all(self.counted[row] == tokens for row, tokens in lengths.items())
+
+
 def report_prompt_lengths(
     dataset: Dataset | IterableDataset,
     args: CPPOConfig,
@@ -44,12 +60,13 @@ def report_prompt_lengths(
     num_tokens: Callable[[dict[str, Any]], int],
 ) -> None:
     """
-    Log the most tokens that a prompt of the training data set makes, images included, and warn if prompt and completion
-    together are more than vLLM or the model can hold. For the main process.
+    Log the most tokens that a prompt of the training data set makes, images included, and the median; warn if prompt and
+    completion together are more than vLLM or the model can hold. For the main process.
 
-    Of each row the headers of its images and the length of its text are read; the rows with the largest of these are
-    tokenized. Streams and data sets with a transform are passed over. An error of this look is no reason to stop a run: what
-    is wrong with a row is named later.
+    The column `num_tokens` that `prepare` makes is taken, if the rows with its largest and middle numbers are found to have
+    so many. Else the headers of each row's images and the length of its text are read, and the rows with the largest and
+    middle ones tokenized. Streams and data sets with a transform are passed over. An error of this look is no reason to stop a
+    run: what is wrong with a row is named later.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): that is trained on.
@@ -60,13 +77,13 @@ def report_prompt_lengths(
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return
     start = time.perf_counter()
-    lengths, fault = {}, "no row"
+    fault: Any = "no row"
     try:
-        for row in _largest_rows(dataset, args):
-            try:
-                lengths[row] = num_tokens(dataset[row])
-            except Exception as error:
-                fault = f"row {row}: {error}"
+        look = _counted_rows(dataset)
+        lengths, fault = _tokenized(look, dataset, num_tokens) if look else ({}, fault)
+        if look is None or not look.agrees(lengths):
+            look = _measured_rows(dataset, args)
+            lengths, fault = _tokenized(look, dataset, num_tokens)
         room = _room(args, config)
     except Exception as error:
         fault, lengths = error, {}
@@ -74,12 +91,43 @@ def report_prompt_lengths(
         logger.info(f"The lengths of the prompts were not measured ({fault}).")
         return
     row = max(lengths, key=lengths.__getitem__)
+    by = "num_tokens" if look.agrees(lengths) else "images and texts"
     logger.info(
         f"Longest prompt found: {lengths[row]} tokens, images included (row {row} of the training data set; of "
-        f"{len(dataset)} rows the {len(lengths)} with the largest images and texts were tokenized, "
-        f"{time.perf_counter() - start:.1f} s)."
+        f"{len(dataset)} rows the {len(lengths)} with the largest and middle {by} were tokenized, {time.perf_counter() - start:.1f} s); "
+        f"{_median(look, lengths)}. A completion has at most {args.max_completion_length}."
     )
     _warn(row, lengths[row], args, room)
+
+
+def _tokenized(
+    look: _Look, dataset: Dataset, num_tokens: Callable[[dict[str, Any]], int]
+) -> tuple[dict[int, int], str]:
+    lengths, fault = {}, "no row"
+    for row in dict.fromkeys([*look.largest, *look.middle]):
+        try:
+            lengths[row] = num_tokens(dataset[row])
+        except Exception as error:
+            fault = f"row {row}: {error}"
+    return lengths, fault
+
+
+def _median(look: _Look, lengths: dict[int, int]) -> str:
+    if look.agrees(lengths):
+        return f"median {np.median(look.counted):g}"
+    middle = [lengths[row] for row in look.middle if row in lengths]
+    return f"median about {statistics.median(middle):g}" if middle else "the median is not known"
+
+
+def _counted_rows(dataset: Dataset) -> _Look | None:
+    """By the numbers that `prepare` wrote; `None` if it did not."""
+    if "num_tokens" not in dataset.column_names or not len(dataset):
+        return None
+    counted = dataset.select_columns(["num_tokens"]).with_format("arrow")[:]["num_tokens"].to_numpy()
+    if not np.issubdtype(counted.dtype, np.integer):
+        return None
+    order = np.argsort(counted, kind="stable")
+    return _Look(order[-_LOOKED_AT:].tolist(), [int(order[len(order) // 2])], counted)
 
 
 def _room(args: CPPOConfig, config: PretrainedConfig) -> dict[str, int]:
@@ -99,17 +147,17 @@ def _warn(row: int, tokens: int, args: CPPOConfig, room: dict[str, int]) -> None
         f"max_completion_length={args.max_completion_length} that is {needed}, more than the {room[name]} of {name}. "
         f"Set max_pixels (now {args.max_pixels}) or max_completion_length lower"
         f"{', vllm_max_model_length higher' if name == 'vllm_max_model_length' else ''}, or leave long prompts out: "
-        "trl-cppo prepare --max_prompt_length."
+        f"{PREPARE} --max_prompt_length."
     )
 
 
-def _largest_rows(dataset: Dataset, args: CPPOConfig) -> list[int]:
-    """The rows that may make the most tokens, each once."""
+def _measured_rows(dataset: Dataset, args: CPPOConfig) -> _Look:
     measures = [size.measures() for size in _sizes(dataset, args.max_pixels, args.min_pixels)]
-    largest = [
-        heapq.nlargest(_LOOKED_AT, range(len(measures)), key=lambda row, by=by: measures[row][by]) for by in range(4)
-    ]
-    return list(dict.fromkeys(row for rows in largest for row in rows))
+    rows = range(len(measures))
+    largest = [heapq.nlargest(_LOOKED_AT, rows, key=lambda row, by=by: measures[row][by]) for by in range(4)]
+    middle = len(measures) // 2
+    by_guess = sorted(rows, key=lambda row: measures[row][-1])[max(0, middle - 1) : middle + 2]
+    return _Look(list(dict.fromkeys(row for rows in largest for row in rows)), by_guess)
 
 
 def _sizes(dataset: Dataset, max_pixels: int | None, min_pixels: int | None) -> Iterator[_Size]:

@@ -20,9 +20,9 @@ from trl import prepare_multimodal_messages
 
 from trl_cppo import digits
 from trl_cppo.commands.loading import load_split
-from trl_cppo.commands.prepare import PROMPT_SUFFIX, build, prepare, write
+from trl_cppo.commands.prepare import PROMPT_SUFFIX, build, prepare, sources, write
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "prepare_dataset.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "prepare_dataset.py"
 
 
 @pytest.fixture(autouse=True)
@@ -106,10 +106,13 @@ def test_prompt_length_is_the_processors_own_count(tmp_path, model):
 
 
 FAULTS = {
-    "missing": ("column 'image': image missing: image 0, there is no images/q1-0.png in", "image: image missing"),
-    "text": ("column 'image': image cannot be read: image 0, UnidentifiedImageError", "image: image cannot be read"),
+    "missing": ("column 'image': image missing: image 0, no such file images/q1-0.png in", "image: image missing"),
+    "text": (
+        "column 'image': image cannot be read: image 0 (images/q1-0.png), UnidentifiedImageError",
+        "image: image cannot be read",
+    ),
     "truncated": (
-        "column 'image': image cannot be read: image 0, OSError: image file is",
+        "column 'image': image cannot be read: image 0 (images/q1-0.png), OSError: image file is",
         "image: image cannot be read",
     ),
 }
@@ -169,7 +172,7 @@ def test_a_second_call_does_no_work(tmp_path, model, monkeypatch):
     second, counts = prepare(str(source), model=model, max_prompt_length=9999)
     assert len(opened) == 2 * 6 and counts["train"] == {"kept": 5}
     assert first["train"]._fingerprint == second["train"]._fingerprint
-    _, counts = prepare(str(source), model=model, max_prompt_length=50)  # another limit needs no other count
+    _, counts = prepare(str(source), model=model, max_prompt_length=230)  # another limit needs no other count
     assert len(opened) == 2 * 6 and counts["train"]["kept"] < 5
 
 
@@ -186,7 +189,7 @@ def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path, monkeypatch):
         asked.append((name, repo_type, allow_patterns))
         return str(snapshot)
 
-    monkeypatch.setattr(build, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(sources, "snapshot_download", snapshot_download)
     prepared, counts = prepare("TIGER-Lab/ViRL39K", num_proc=2)
     assert counts["train"] == {"kept": 5} and prepared["train"][3]["images"][1].tobytes() == picture(31).tobytes()
     assert asked == [("TIGER-Lab/ViRL39K", "dataset", ["*.parquet", "images.zip"])]
@@ -198,7 +201,9 @@ def test_wrong_names_and_columns_say_what_there_is(tmp_path):
         prepare(str(source), ["dev"])
     with pytest.raises(FileNotFoundError, match="there is no folder ./nowhere"):
         prepare("./nowhere")
-    with pytest.raises(FileNotFoundError, match="nobody/nothing is no local folder and cannot be had from the Hub"):
+    with pytest.raises(
+        FileNotFoundError, match="nobody/nothing is no local file or folder and cannot be had from the Hub"
+    ):
         prepare("nobody/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no parquet file"):
@@ -237,7 +242,10 @@ def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
         2,
     )
     shown = capsys.readouterr().out
-    assert "train: 5 rows, 1 left out (prompt of more than 700 tokens)\n" in shown
+    assert (
+        "train: 5 rows, 1 left out (prompt of more than 700 tokens; row 5), images a row: 0 to 2 (rows without one: 1), prompts of "
+        in shown
+    )
     rows = load_split(str(tmp_path / "out"), "train", ("prompt", "solution"))  # as the script does
     assert [len(row["images"]) for row in rows] == [1, 2, 1, 2, 0]
     [message] = prepare_multimodal_messages(rows[1]["prompt"], rows[1]["images"])  # as TRL fills the places
@@ -280,7 +288,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, mo
     command = ["--dataset", source, "--output", out, "--split", "train", "--model", model]
     run(*command, "--num_proc", 2)
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert [path.name for path in out.iterdir() if path.name != "data"] == [".prepared.json"]
+    assert {path.name for path in out.iterdir()} == {"data", ".prepared.json", ".left_out.json"}
     for streaming in (False, True):  # `datasets` passes over the record
         splits = load_dataset(str(out), streaming=streaming)
         assert list(splits) == ["train"] and len(list(splits["train"])) == 3
