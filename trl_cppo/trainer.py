@@ -43,6 +43,7 @@ from .run.weights import rounded_by_default
 from .scoring.arguments import bind_scoring
 from .scoring.families import ViewProcessor, check_image_counts, placeholder_ids, placeholder_texts
 from .scoring.head import answering_exact_kl
+from .scoring.parts import TowerGradients, adapter_by_part, explaining_no_match, freeze, trains_sight_alone
 from .scoring.shared_prefix import TOKEN_RATIO, share_prefix
 from .scoring.view_rows import append_view_rows, view_keys
 
@@ -177,22 +178,23 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.rollouts_bring_images = bool(tools) or environment_factory is not None  # a rollout may have some
         if not self.rollouts_bring_images:  # an environment brings even the prompts
             check_datasets(train_dataset, eval_dataset)
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
-            environment_factory=environment_factory,
-        )
+        with explaining_no_match(args, peft_config):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=adapter_by_part(peft_config, model, args),
+                tools=tools,
+                rollout_func=rollout_func,
+                environment_factory=environment_factory,
+            )
         self._make_parts(information_preserving, information_removing)
         if args.suppress_vision_tokens:
             self.suppress_tokens(placeholder_ids(self.model))
@@ -206,6 +208,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         """The objects that the overrides below ask, and what these remember from one call to the next."""
         args = self.args
         self.view_processor = ViewProcessor(self.model, self.processing_class)
+        freeze(self.model, args.freeze or [])
+        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            self.model_hooks.append(TowerGradients())
         self.row_images = RowImages(
             args.max_pixels, args.min_pixels, self.view_processor.to_rgb, load_paths=self.use_vllm,
             convert=not self.view_processor.converts,
@@ -219,7 +224,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         # With cpl_coef=0 a run equals GRPOTrainer's bit for bit, and packed sums round otherwise.
         share = args.share_prefix if args.cpl_coef != 0 or args.share_prefix is True else False
         models, bring = self.scored_models(), self.rollouts_bring_images
-        self.shared_prefix = share_prefix(share, models, args, self.aux_loss_enabled, bring, self.accelerator)
+        self.imageless.append_row |= trains_sight_alone(
+            self.model
+        )  # the backward of text alone would find no gradient
+        images = self.imageless.append_row
+        self.shared_prefix = share_prefix(share, models, args, self.aux_loss_enabled, bring, images)
         if self.shared_prefix is not None:
             self.model_hooks.append(self.shared_prefix)
         place = self.accelerator.process_index, self.accelerator.num_processes

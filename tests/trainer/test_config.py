@@ -31,6 +31,11 @@ OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g 
         ("max_pixels", 0, "max_pixels must be a whole number of pixels .*got 0"),
         ("max_pixels", 4e5, "max_pixels must be a whole number of pixels .*got 400000.0"),
         ("min_pixels", -1, "min_pixels must be a whole number of pixels .*got -1"),
+        ("freeze", ["visual"], r"freeze names parts .* vision_tower, projector, language_model; got \['visual'\]"),
+        ("freeze", ["all"], "freeze names parts of a model"),
+        ("freeze", ["vision_tower", "language_model", "projector"], "leaves nothing to train"),
+        ("lora_on", ["q_proj"], "language_model, or all; got"),
+        ("lora_on", ["all", "projector"], "or all; got"),
         ("information_preserving", [], "at least one"),
         ("information_removing", ["fog"], "Unknown view 'fog'. Known views: black_squares"),
     ],
@@ -51,8 +56,13 @@ def test_a_least_size_above_the_most_is_refused(tmp_path):
         CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_pixels=100, min_pixels=101)
 
 
+def test_a_part_that_is_frozen_gets_no_adapter(tmp_path):
+    with pytest.raises(ValueError, match="both name projector.* drop it from freeze"):
+        CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, freeze="projector", lora_on=["projector"])
+
+
 def test_every_field_has_a_help_text_and_a_docstring_entry():
-    assert len(OWN) == 16
+    assert len(OWN) == 18
     for field in OWN:
         assert len(field.metadata["help"]) > 40
         assert f"        {field.name} (" in CPPOConfig.__doc__
@@ -65,6 +75,7 @@ def test_every_field_is_a_flag():
         "--information_preserving", "gaussian_blur", "--information_removing", "black_squares", "zoom_crop",
         "--suppress_vision_tokens", "False", "--cpl_max_gradient_ratio", "0.1", "--min_entropy_shift", "0.2",
         "--share_prefix", "true", "--max_sampling_logp_difference", "0.5", "--max_pixels", "1000", "--min_pixels", "100", "--use_cpu", "--bf16", "False",
+        "--freeze", "vision_tower", "projector", "--lora_on", "language_model",
     ]  # fmt: skip
     [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
     assert all(getattr(config, field.name) != default_of(field) for field in OWN)
