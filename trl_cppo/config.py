@@ -89,6 +89,9 @@ class CPPOConfig(GRPOConfig):
             three, or `"all"`. Where the configuration names no `target_modules`, on all their linear layers but the output head,
             else on those of them that it names. Default: as `peft_config` says, as GRPOTrainer.
 
+        vision_tower_learning_rate (`float` or `None`, *optional*, defaults to `None`):
+            The learning rate of the vision tower, or of its adapters, with the schedule of `learning_rate`. `None`: that of the rest.
+
         > Parameters that control speed
 
         share_prefix (`bool` or `str`, *optional*, defaults to `"auto"`):
@@ -204,6 +207,12 @@ class CPPOConfig(GRPOConfig):
             "linear layers, or on those of them that --lora_target_modules names."
         },
     )
+    vision_tower_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "The learning rate of the vision tower, or of its adapters. Default: that of the rest, learning_rate."
+        },
+    )
     share_prefix: str = field(  # or bool; HfArgumentParser would take a union with bool for a bool alone
         default="auto",
         metadata={
@@ -292,6 +301,17 @@ class CPPOConfig(GRPOConfig):
             raise ValueError(
                 f"freeze={self.freeze} and lora_on={self.lora_on} both name {', '.join(sorted(frozen & adapted))}. With lora_on "
                 "all other weights are frozen anyway; drop it from freeze."
+            )
+        rate = self.vision_tower_learning_rate
+        if rate is None:
+            return
+        if not 0 < rate < float("inf"):
+            raise ValueError(
+                f"vision_tower_learning_rate must be positive and finite; got {rate}. To freeze the tower: freeze."
+            )
+        if "vision_tower" in frozen or not adapted <= {"all"} and "vision_tower" not in adapted:
+            raise ValueError(
+                "vision_tower_learning_rate is set, and freeze or lora_on leave the vision tower as it is. Drop one."
             )
 
 

@@ -43,7 +43,14 @@ from .run.weights import rounded_by_default
 from .scoring.arguments import bind_scoring
 from .scoring.families import ViewProcessor, check_image_counts, placeholder_ids, placeholder_texts
 from .scoring.head import answering_exact_kl
-from .scoring.parts import TowerGradients, adapter_by_part, explaining_no_match, freeze, trains_sight_alone
+from .scoring.parts import (
+    TowerGradients,
+    adapter_by_part,
+    explaining_no_match,
+    freeze,
+    give_tower_a_rate,
+    trains_sight_alone,
+)
 from .scoring.shared_prefix import TOKEN_RATIO, share_prefix
 from .scoring.view_rows import append_view_rows, view_keys
 
@@ -209,6 +216,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         args = self.args
         self.view_processor = ViewProcessor(self.model, self.processing_class)
         freeze(self.model, args.freeze or [])
+        self._check_optimizer()
         if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
             self.model_hooks.append(TowerGradients())
         self.row_images = RowImages(
@@ -245,12 +253,30 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
 
+    def _check_optimizer(self) -> None:
+        of_deepspeed = (
+            self.is_deepspeed_enabled and "optimizer" in self.accelerator.state.deepspeed_plugin.deepspeed_config
+        )
+        if self.args.vision_tower_learning_rate is not None and (of_deepspeed or self.optimizer is not None):
+            raise ValueError(
+                "vision_tower_learning_rate needs the optimizer that the trainer makes. Drop `optimizers`, and `optimizer` from DeepSpeed's "
+                "configuration; or drop the setting, and give the tower a group of its own there."
+            )
+
     def train(self, *args, **kwargs):
         """What needs the data sets as they are now, before the first step: prompts that cannot work, prompts that are long."""
         check_all_prompts(self.train_dataset, self.eval_dataset, placeholder_texts(self.model, self.processing_class))
         if self.is_world_process_zero():
             self.log_prompt_lengths()
         return super().train(*args, **kwargs)
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """With the vision tower's learning rate, if it has its own; a later call of `train` keeps the optimizer."""
+        is_ours = self.optimizer is None
+        optimizer, rate = super().create_optimizer(*args, **kwargs), self.args.vision_tower_learning_rate
+        if is_ours and rate is not None:
+            give_tower_a_rate(optimizer, self.accelerator.unwrap_model(self.model), rate)
+        return optimizer
 
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""

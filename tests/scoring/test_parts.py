@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from conftest import make_rows, make_trainer, weights
+from conftest import make_config, make_rows, make_trainer, weights
 from fixed_rollouts import FixedCPPOTrainer
 from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, build
@@ -258,3 +258,67 @@ def test_a_shared_prefix_has_the_gradients_of_plain_rows(tmp_path, family, setti
     trainer, packed = grads(True)
     assert trainer.shared_prefix.token_ratio < 1
     assert_same(packed, grads(False)[1])
+
+
+# A learning rate of the tower -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["full", "adapters"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_next"])
+def test_the_tower_has_its_own_rate(tmp_path, family, setting):
+    """In one step of SGD from the same gradients, a tenth of the rate moves the tower a tenth as far, and nothing else otherwise."""
+    parts = part_of_parameters(build(family)[0])
+
+    def moves(rate):
+        lora = (
+            {"peft_config": LoraConfig(r=2, init_lora_weights=False), "lora_on": ["all"]}
+            if setting == "adapters"
+            else {}
+        )
+        trainer = make_trainer(
+            tmp_path, None, FixedCPPOTrainer, family=family, optim="sgd", learning_rate=0.01, max_steps=1, cpl_coef=1.0,
+            gate_by_advantage=False, vision_tower_learning_rate=rate, max_grad_norm=0.0, weight_decay=0.0, **lora,
+        )  # fmt: skip
+        before = weights(trainer)
+        trainer.train()
+        return {name: value - before[name] for name, value in weights(trainer).items()}
+
+    common, slow = moves(None), moves(0.001)
+    towers = 0
+    for name, move in common.items():
+        plain = name.removeprefix("base_model.model.").split(".lora_")[0].replace(".base_layer", "")
+        in_tower = parts.get(plain, parts.get(f"{plain}.weight")) == "vision_tower"
+        towers += in_tower and bool(move.any())
+        torch.testing.assert_close(slow[name], move / 10 if in_tower else move, rtol=1e-3, atol=3e-7)
+    assert towers > 10
+
+
+def test_a_rate_of_the_tower_survives_a_resume_and_a_second_training(tmp_path):
+    def go(**more):
+        common = {"vision_tower_learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+        return run(tmp_path, **common, **more)
+
+    trainer, _, unbroken = go()
+    rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert sorted(rates) == [1e-4, 1e-4, 1e-3, 1e-3] and rates[0] == 1e-3  # which is logged
+    _, _, resumed = go(resume=str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
+    trainer.train()
+    assert len(trainer.optimizer.param_groups) == 4
+
+
+def test_an_optimizer_of_the_users_is_not_cut_up(tmp_path):
+    model, processor = build("qwen2_5_vl")
+    with pytest.raises(ValueError, match="needs the optimizer that the trainer makes. Drop `optimizers`"):
+        FixedCPPOTrainer(
+            model=model, reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
+            args=make_config(tmp_path, vision_tower_learning_rate=1e-4), train_dataset=make_rows([1] * 8),
+            processing_class=processor, optimizers=(torch.optim.SGD(model.parameters(), lr=1e-3), None),
+        )  # fmt: skip
+
+
+def test_a_tower_whose_adapters_are_elsewhere_is_noticed(tmp_path):
+    lora = LoraConfig(target_modules=["o_proj"])
+    trainer = make_trainer(tmp_path, peft_config=lora, vision_tower_learning_rate=1e-4)
+    with pytest.raises(ValueError, match="the optimizer has no parameter of the vision tower"):
+        trainer.train()

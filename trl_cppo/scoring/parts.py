@@ -74,6 +74,34 @@ def freeze(model: "PreTrainedModel | PeftModel", parts: list[str]) -> None:
         )
 
 
+def give_tower_a_rate(optimizer: torch.optim.Optimizer, model: "PreTrainedModel | PeftModel", rate: float) -> None:
+    """
+    Move the vision tower's parameters into groups of an optimizer with a learning rate of their own, before a scheduler reads it.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): of the model's parameters; changed in place.
+        model (`PreTrainedModel` or `PeftModel`): of a known family.
+        rate (`float`): the learning rate.
+
+    Raises:
+        `ValueError`: if the optimizer has none of them.
+    """
+    of_tower = {id(value) for value in parameters_of(model, "vision_tower")}
+    groups = list(optimizer.param_groups)
+    if not any(id(value) in of_tower for group in groups for value in group["params"]):
+        raise ValueError(
+            "vision_tower_learning_rate: the optimizer has no parameter of the vision tower. Drop the setting, or train the tower "
+            "(freeze, lora_on)."
+        )
+    for group in groups:
+        apart = [value for value in group["params"] if id(value) in of_tower]
+        if len(apart) == len(group["params"]):
+            group["lr"] = rate if apart else group["lr"]
+        elif apart:
+            group["params"] = [value for value in group["params"] if id(value) not in of_tower]
+            optimizer.add_param_group({**group, "params": apart, "lr": rate})
+
+
 # Adapters -------------------------------------------------------------------------------------------------------------
 
 
