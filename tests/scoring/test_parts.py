@@ -103,10 +103,14 @@ def test_adapters_are_on_all_linear_layers_of_the_parts_and_nowhere_else(tmp_pat
         assert all(".lora_" in name for name in found) and set(parts.values()) == set(PARTS)
 
 
+OTHERS = [{"lora_on": ["all"]}, {"freeze": ["vision_tower"]}, {"freeze": ["language_model"]}]
+
+
 @pytest.mark.parametrize(
-    "setting", [{"lora_on": ["vision_tower"]}, {"lora_on": ["all"]}, {"freeze": ["vision_tower"]}]
+    ("family", "setting"),
+    [(family, {"lora_on": ["vision_tower"]}) for family in FAMILIES]
+    + [(family, setting) for family in ("qwen2_5_vl", "qwen3_vl", "llava") for setting in OTHERS],
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_loses_no_gradient(tmp_path, family, setting):
     def run(kind):
         lora = LoraConfig(r=2, init_lora_weights=False) if "lora_on" in setting else None
@@ -213,7 +217,7 @@ SETTINGS = {
 def test_a_resumed_run_ends_as_the_unbroken_one(tmp_path, setting):
     def go(**more):
         lora = {"peft_config": LoraConfig(r=2)} if setting == "adapters" else {}
-        return run(tmp_path, save_strategy="steps", save_steps=1, **lora, **SETTINGS[setting], **more)
+        return run(tmp_path, save_strategy="steps", save_steps=2, **lora, **SETTINGS[setting], **more)
 
     trainer, moved, unbroken = go(max_steps=3)
     assert moved == {name for name, value in trainer.model.named_parameters() if value.requires_grad}
@@ -246,6 +250,12 @@ def test_rows_without_images_beside_a_frozen_language_model(tmp_path, share_pref
 
     first, both = go(1), go(2)
     assert all(torch.equal(both[name], value) for name, value in first.items())
+
+
+def test_the_vision_tower_need_not_run_where_nothing_is_trained_or_the_text_is_too(tmp_path):
+    model, _ = build("qwen2_5_vl")
+    assert not make_trainer(tmp_path, model=model.requires_grad_(False)).imageless.append_row  # as it is scored
+    assert not make_trainer(tmp_path, freeze=["vision_tower"]).imageless.append_row
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -295,7 +305,7 @@ def test_the_tower_has_its_own_rate(tmp_path, family, setting):
 
 def test_a_rate_of_the_tower_survives_a_resume_and_a_second_training(tmp_path):
     def go(**more):
-        common = {"vision_tower_learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+        common = {"vision_tower_learning_rate": 1e-4, "save_strategy": "steps", "save_steps": 2, "max_steps": 3}
         return run(tmp_path, **common, **more)
 
     trainer, _, unbroken = go()

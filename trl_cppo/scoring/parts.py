@@ -51,7 +51,8 @@ def parameters_of(model: "PreTrainedModel | PeftModel", part: str) -> list[torch
 def trains_sight_alone(model: "PreTrainedModel | PeftModel") -> bool:
     """Whether all parameters with a gradient are of the vision tower and the projector, which a text without images does not use."""
     of_sight = {id(value) for part in ("vision_tower", "projector") for value in parameters_of(model, part)}
-    return all(id(value) in of_sight for value in model.parameters() if value.requires_grad)
+    trained = [id(value) in of_sight for value in model.parameters() if value.requires_grad]
+    return bool(trained) and all(trained)  # a model that is only scored trains nothing
 
 
 def freeze(model: "PreTrainedModel | PeftModel", parts: list[str]) -> None:
