@@ -17,6 +17,7 @@ from .method.losses import DIVERGENCES, PERCEPTION_SCORES
 from .method.views import get_view
 
 CPL_REDUCTIONS = ("sequence", "token")
+PARTS = ("vision_tower", "projector", "language_model")  # of a vision-language model; scoring/families.py says where
 
 
 @dataclass
@@ -77,6 +78,19 @@ class CPPOConfig(GRPOConfig):
             environments return. `None`: images as they are, as GRPOTrainer.
         min_pixels (`int` or `None`, *optional*, defaults to `None`):
             The fewest pixels; smaller images are enlarged. `None`: images as they are.
+
+        > Parameters that control what is trained
+
+        freeze (`list[str]`, *optional*):
+            Parts of the model that are not trained, their adapters included: `"vision_tower"`, `"projector"` (between the two,
+            and not of the tower where it lies in it, as Qwen's merger), `"language_model"` (with its output head).
+        lora_on (`list[str]`, *optional*):
+            Which parts the adapter of `peft_config` is put on, whatever their modules are called in this family: some of those
+            three, or `"all"`. Where the configuration names no `target_modules`, on all their linear layers but the output head,
+            else on those of them that it names. Default: as `peft_config` says, as GRPOTrainer.
+
+        vision_tower_learning_rate (`float` or `None`, *optional*, defaults to `None`):
+            The learning rate of the vision tower, or of its adapters, with the schedule of `learning_rate`. `None`: that of the rest.
 
         > Parameters that control speed
 
@@ -180,6 +194,25 @@ class CPPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "The fewest pixels of an image: smaller ones are enlarged. Default: images as they are."},
     )
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Parts of the model that are not trained: vision_tower, projector, language_model. Default: all are."
+        },
+    )
+    lora_on: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The parts that adapters (--use_peft) are put on: language_model, vision_tower, projector, or all. On all their "
+            "linear layers, or on those of them that --lora_target_modules names."
+        },
+    )
+    vision_tower_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "The learning rate of the vision tower, or of its adapters. Default: that of the rest, learning_rate."
+        },
+    )
     share_prefix: str = field(  # or bool; HfArgumentParser would take a union with bool for a bool alone
         default="auto",
         metadata={
@@ -242,12 +275,44 @@ class CPPOConfig(GRPOConfig):
                 "min_entropy_shift chooses among the tokens of a ratio, but perception_token_ratio is None: every "
                 "completion token counts. Set perception_token_ratio to 1.0, or min_entropy_shift to 0."
             )
+        self._check_parts()
         check_limits(self.max_pixels, self.min_pixels)
         for name in ("information_preserving", "information_removing"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one registered view; got an empty list.")
             for view in getattr(self, name):
                 get_view(view)
+
+    def _check_parts(self) -> None:
+        for name in ("freeze", "lora_on"):
+            parts = getattr(self, name)
+            parts = [parts] if isinstance(parts, str) else parts  # in YAML one is easily written without brackets
+            setattr(self, name, parts or None)
+            known = [*PARTS, "all"] if name == "lora_on" else [*PARTS]
+            unknown = [part for part in parts or [] if part not in known]
+            if unknown or "all" in (parts or []) and len(parts) > 1:
+                raise ValueError(
+                    f"{name} names parts of a model: {', '.join(PARTS)}{', or all' if name == 'lora_on' else ''}; got {parts}."
+                )
+        frozen, adapted = set(self.freeze or []), set(self.lora_on or [])
+        if frozen == set(PARTS):
+            raise ValueError(f"freeze={self.freeze} leaves nothing to train. Leave one part out.")
+        if frozen & adapted:
+            raise ValueError(
+                f"freeze={self.freeze} and lora_on={self.lora_on} both name {', '.join(sorted(frozen & adapted))}. With lora_on "
+                "all other weights are frozen anyway; drop it from freeze."
+            )
+        rate = self.vision_tower_learning_rate
+        if rate is None:
+            return
+        if not 0 < rate < float("inf"):
+            raise ValueError(
+                f"vision_tower_learning_rate must be positive and finite; got {rate}. To freeze the tower: freeze."
+            )
+        if "vision_tower" in frozen or not adapted <= {"all"} and "vision_tower" not in adapted:
+            raise ValueError(
+                "vision_tower_learning_rate is set, and freeze or lora_on leave the vision tower as it is. Drop one."
+            )
 
 
 def as_in_training(name: str) -> Any:

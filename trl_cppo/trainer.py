@@ -46,6 +46,14 @@ from .run.weights import rounded_by_default
 from .scoring.arguments import bind_scoring
 from .scoring.families import ViewProcessor, check_image_counts, placeholder_ids, placeholder_texts
 from .scoring.head import answering_exact_kl
+from .scoring.parts import (
+    TowerGradients,
+    adapter_by_part,
+    explaining_no_match,
+    freeze,
+    give_tower_a_rate,
+    trains_sight_alone,
+)
 from .scoring.shared_prefix import TOKEN_RATIO, share_prefix
 from .scoring.view_rows import append_view_rows, view_keys
 
@@ -180,22 +188,23 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.rollouts_bring_images = bool(tools) or environment_factory is not None  # a rollout may have some
         if not self.rollouts_bring_images:  # an environment brings even the prompts
             check_datasets(train_dataset, eval_dataset)
-        super().__init__(
-            model=model,
-            reward_funcs=reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
-            environment_factory=environment_factory,
-        )
+        with explaining_no_match(args, peft_config):
+            super().__init__(
+                model=model,
+                reward_funcs=reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=adapter_by_part(peft_config, model, args),
+                tools=tools,
+                rollout_func=rollout_func,
+                environment_factory=environment_factory,
+            )
         self._make_parts(information_preserving, information_removing)
         if args.suppress_vision_tokens:
             self.suppress_tokens(placeholder_ids(self.model))
@@ -209,6 +218,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
         """The objects that the overrides below ask, and what these remember from one call to the next."""
         args = self.args
         self.view_processor = ViewProcessor(self.model, self.processing_class)
+        freeze(self.model, args.freeze or [])
+        self._check_optimizer()
+        if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            self.model_hooks.append(TowerGradients())
         self.row_images = RowImages(
             args.max_pixels, args.min_pixels, self.view_processor.to_rgb, load_paths=self.use_vllm,
             convert=not self.view_processor.converts,
@@ -222,7 +235,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         # With cpl_coef=0 a run equals GRPOTrainer's bit for bit, and packed sums round otherwise.
         share = args.share_prefix if args.cpl_coef != 0 or args.share_prefix is True else False
         models, bring = self.scored_models(), self.rollouts_bring_images
-        self.shared_prefix = share_prefix(share, models, args, self.aux_loss_enabled, bring, self.accelerator)
+        self.imageless.append_row |= trains_sight_alone(
+            self.model
+        )  # the backward of text alone would find no gradient
+        images = self.imageless.append_row
+        self.shared_prefix = share_prefix(share, models, args, self.aux_loss_enabled, bring, images)
         if self.shared_prefix is not None:
             self.model_hooks.append(self.shared_prefix)
         place = self.accelerator.process_index, self.accelerator.num_processes
@@ -238,6 +255,16 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
         self._sampler_check = SamplerCheck(self.accelerator, args) if self.use_vllm else None
         self._cpl_sums = {mode: WindowSums() for mode in ("train", "eval")}
+
+    def _check_optimizer(self) -> None:
+        of_deepspeed = (
+            self.is_deepspeed_enabled and "optimizer" in self.accelerator.state.deepspeed_plugin.deepspeed_config
+        )
+        if self.args.vision_tower_learning_rate is not None and (of_deepspeed or self.optimizer is not None):
+            raise ValueError(
+                "vision_tower_learning_rate needs the optimizer that the trainer makes. Drop `optimizers`, and `optimizer` from DeepSpeed's "
+                "configuration; or drop the setting, and give the tower a group of its own there."
+            )
 
     def train(self, *args, **kwargs):
         """What needs the data sets as they are now, before the first step: what cannot work, and what the run will do."""
@@ -259,6 +286,14 @@ class CPPOTrainer(RepairedGRPOTrainer):
         if any(reward in (boxed_accuracy_reward, accuracy_reward) for reward in self.reward_funcs):
             check_solutions(self.train_dataset, "the training data set")
         check_epoch(self.train_dataset, self.args)
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        """With the vision tower's learning rate, if it has its own; a later call of `train` keeps the optimizer."""
+        is_ours = self.optimizer is None
+        optimizer, rate = super().create_optimizer(*args, **kwargs), self.args.vision_tower_learning_rate
+        if is_ours and rate is not None:
+            give_tower_a_rate(optimizer, self.accelerator.unwrap_model(self.model), rate)
+        return optimizer
 
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""

@@ -31,6 +31,12 @@ OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g 
         ("max_pixels", 0, "max_pixels must be a whole number of pixels .*got 0"),
         ("max_pixels", 4e5, "max_pixels must be a whole number of pixels .*got 400000.0"),
         ("min_pixels", -1, "min_pixels must be a whole number of pixels .*got -1"),
+        ("freeze", ["visual"], r"freeze names parts .* vision_tower, projector, language_model; got \['visual'\]"),
+        ("freeze", ["all"], "freeze names parts of a model"),
+        ("freeze", ["vision_tower", "language_model", "projector"], "leaves nothing to train"),
+        ("lora_on", ["q_proj"], "language_model, or all; got"),
+        ("lora_on", ["all", "projector"], "or all; got"),
+        ("vision_tower_learning_rate", 0.0, "positive and finite; got 0.0"),
         ("information_preserving", [], "at least one"),
         ("information_removing", ["fog"], "Unknown view 'fog'. Known views: black_squares"),
     ],
@@ -51,8 +57,19 @@ def test_a_least_size_above_the_most_is_refused(tmp_path):
         CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_pixels=100, min_pixels=101)
 
 
+def test_a_part_that_is_frozen_gets_no_adapter(tmp_path):
+    with pytest.raises(ValueError, match="both name projector.* drop it from freeze"):
+        CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, freeze="projector", lora_on=["projector"])
+
+
+@pytest.mark.parametrize("setting", [{"freeze": ["vision_tower"]}, {"lora_on": ["language_model"]}])
+def test_a_rate_for_a_tower_that_is_not_trained_is_refused(tmp_path, setting):
+    with pytest.raises(ValueError, match="leave the vision tower as it is. Drop one."):
+        CPPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, vision_tower_learning_rate=1e-7, **setting)
+
+
 def test_every_field_has_a_help_text_and_a_docstring_entry():
-    assert len(OWN) == 16
+    assert len(OWN) == 19
     for field in OWN:
         assert len(field.metadata["help"]) > 40
         assert f"        {field.name} (" in CPPOConfig.__doc__
@@ -65,6 +82,8 @@ def test_every_field_is_a_flag():
         "--information_preserving", "gaussian_blur", "--information_removing", "black_squares", "zoom_crop",
         "--suppress_vision_tokens", "False", "--cpl_max_gradient_ratio", "0.1", "--min_entropy_shift", "0.2",
         "--share_prefix", "true", "--max_sampling_logp_difference", "0.5", "--max_pixels", "1000", "--min_pixels", "100", "--use_cpu", "--bf16", "False",
+        "--freeze", "projector", "--lora_on", "language_model", "vision_tower",
+        "--vision_tower_learning_rate", "1e-7",
     ]  # fmt: skip
     [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
     assert all(getattr(config, field.name) != default_of(field) for field in OWN)

@@ -28,6 +28,7 @@ _METHODS: dict[str, tuple] = {
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_get_dataloader": ("dataset", "description", ...),
     "_remove_unused_columns": ("dataset", "description"),
+    "create_optimizer": (...,),
     "_prepare_inputs": ("generation_batch",),
     "_generate_and_score_completions": ("inputs",),
     "_generate": ("prompts",),

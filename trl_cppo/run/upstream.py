@@ -51,6 +51,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
     GRPOTrainer without the faults that the overrides below name (trl 1.16, transformers 5.23).
 
     Attributes:
+        imageless ([`ImagelessForwards`]): what lets rows without an image be scored, the first of
         model_hooks (`list`): each with `attach(model)` and `detach()`; on policy and reference while `train` or `evaluate` runs.
         rollout_images (`list`, *optional*): of each rollout that was generated last, or `None`: if the batch has none.
     """
@@ -71,8 +72,8 @@ class RepairedGRPOTrainer(GRPOTrainer):
         self.rollout_images: list[list[Any] | None] | None = None
         self._rows_are_suspected = True
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
-        imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
-        self.model_hooks = [imageless]
+        self.imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
+        self.model_hooks = [self.imageless]
         self._hooks_attached = False
         self._runs = 0  # that are going on: 2 in an evaluation during the training
 

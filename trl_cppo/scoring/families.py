@@ -48,6 +48,8 @@ class Family:
         mrope (`bool`): its positions are multimodal rotary ones, which the model's `get_rope_index` counts.
         unpackable (`str`, *optional*): why its rollouts cannot share a prefix; `None`: they can, by a test that packed scores and
             gradients equal the unpacked ones.
+        vision_tower, language_model (`str`): where these parts are, by the names of modules; the output head is the latter's too.
+        projector (`tuple[str, ...]`): where the part between them is, by names of modules or parameters; it may lie in the vision tower.
         as_vllm_reads (`Callable`): makes of a weight's name in memory, and the weight, those of its checkpoints.
         no_vllm (`str`, *optional*): why vLLM (0.27 to 0.30) does not sample it; `None`: it does. docs/distributed.md has what was
             checked.
@@ -59,6 +61,9 @@ class Family:
     processor_that_loads: type[ProcessorMixin] | None = None
     mrope: bool = False
     unpackable: str | None = UNTESTED
+    vision_tower: str = "model.vision_tower"
+    projector: tuple[str, ...] = ("model.multi_modal_projector",)
+    language_model: str = "model.language_model"
     as_vllm_reads: Callable[[str, torch.Tensor], Weight] = _as_in_memory
     no_vllm: str | None = UNTESTED
     no_vllm_server: str | None = None
@@ -72,33 +77,47 @@ _ONE_WAY = "on a CPU, vLLM's image tokens do not attend to those behind them, as
 _HYBRID = "on a CPU, vLLM's hybrids of attention and recurrence give other log-probabilities than transformers, without images too"
 _SEVERAL_RUNS = "the tokens of one image are several runs, which TRL's client takes for several images"
 
+_QWEN = {"vision_tower": "model.visual", "projector": ("model.visual.merger",)}
+_QWEN3_VL = {
+    "vision_tower": "model.visual",
+    "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
+}
+_IDEFICS = {
+    "vision_tower": "model.vision_model",
+    "projector": ("model.connector",),
+    "language_model": "model.text_model",
+}
+_NEWLINES = {
+    "projector": ("model.multi_modal_projector", "model.image_newline")
+}  # a vector behind each row of image tokens
+
 # By `config.model_type`.
 FAMILIES = {
     "gemma3": Family(
         unpackable=_BOTH_WAYS, as_vllm_reads=_in_a_vision_model, no_vllm=None, no_vllm_on_cpus=_ONE_WAY
     ),
-    "gemma4": Family(unpackable=_BOTH_WAYS, no_vllm=None, no_vllm_on_cpus=_ONE_WAY),
-    "glm4v": Family(mrope=True, unpackable=None),
-    "idefics2": Family(
+    "gemma4": Family(projector=("model.embed_vision",), unpackable=_BOTH_WAYS, no_vllm=None, no_vllm_on_cpus=_ONE_WAY),
+    "glm4v": Family(**_QWEN, mrope=True, unpackable=None),
+    "idefics2": Family(**_IDEFICS,
         pixels_by_row=True, processor_that_loads=Idefics2Processor, unpackable=None, no_vllm="vLLM has no such model"
     ),
-    "idefics3": Family(pixels_by_row=True, unpackable=None, no_vllm=None, no_vllm_server=_SEVERAL_RUNS),
+    "idefics3": Family(**_IDEFICS, pixels_by_row=True, unpackable=None, no_vllm=None, no_vllm_server=_SEVERAL_RUNS),
     "internvl": Family(unpackable=None, no_vllm=None),
     "lfm2_vl": Family(
         unpackable=_STATEFUL, as_vllm_reads=_in_a_vision_model, no_vllm=None, no_vllm_server=_SEVERAL_RUNS,
         no_vllm_on_cpus=_HYBRID,
     ),
     "llava": Family(unpackable=None, no_vllm=_UNLOADABLE),
-    "llava_next": Family(unpackable=None, no_vllm=_UNLOADABLE),
-    "llava_onevision": Family(unpackable=None, no_vllm=_UNLOADABLE),
+    "llava_next": Family(**_NEWLINES, unpackable=None, no_vllm=_UNLOADABLE),
+    "llava_onevision": Family(**_NEWLINES, unpackable=None, no_vllm=_UNLOADABLE),
     "paligemma": Family(unpackable="its whole prompt attends in both directions", no_vllm=_UNLOADABLE),
-    "qwen2_5_vl": Family(mrope=True, unpackable=None, no_vllm=None),
-    "qwen2_vl": Family(mrope=True, unpackable=None, no_vllm=None),
-    "qwen3_5": Family(unpackable=_STATEFUL, no_vllm=None, no_vllm_on_cpus=_HYBRID),
-    "qwen3_5_moe": Family(unpackable=_STATEFUL, no_vllm=None, no_vllm_on_cpus=_HYBRID),
-    "qwen3_vl": Family(mrope=True, unpackable=None, no_vllm=None),
-    "qwen3_vl_moe": Family(mrope=True, unpackable=None, as_vllm_reads=_experts_transposed, no_vllm=None),
-    "smolvlm": Family(pixels_by_row=True, unpackable=None, no_vllm=None, no_vllm_server=_SEVERAL_RUNS),
+    "qwen2_5_vl": Family(**_QWEN, mrope=True, unpackable=None, no_vllm=None),
+    "qwen2_vl": Family(**_QWEN, mrope=True, unpackable=None, no_vllm=None),
+    "qwen3_5": Family(**_QWEN, unpackable=_STATEFUL, no_vllm=None, no_vllm_on_cpus=_HYBRID),
+    "qwen3_5_moe": Family(**_QWEN, unpackable=_STATEFUL, no_vllm=None, no_vllm_on_cpus=_HYBRID),
+    "qwen3_vl": Family(**_QWEN3_VL, mrope=True, unpackable=None, no_vllm=None),
+    "qwen3_vl_moe": Family(**_QWEN3_VL, mrope=True, unpackable=None, as_vllm_reads=_experts_transposed, no_vllm=None),
+    "smolvlm": Family(**_IDEFICS, pixels_by_row=True, unpackable=None, no_vllm=None, no_vllm_server=_SEVERAL_RUNS),
 }  # fmt: skip
 # Text models behind which rollouts can share a prefix, by the text configuration's `model_type`.
 PACKABLE_TEXT_MODELS = (
@@ -130,13 +149,7 @@ class ViewProcessor:
                 f"CPPOTrainer needs a vision-language model with its processor, got a {type(processor).__name__}. Pass "
                 "processing_class=AutoProcessor.from_pretrained(..., padding_side='left'), or train a text-only model with GRPOTrainer."
             )
-        family = model.config.model_type
-        if family not in FAMILIES:
-            raise ValueError(
-                f"CPPOTrainer does not recognise the model type {family!r}, so it cannot tell which pixels belong to "
-                f"which row. Known model types: {', '.join(FAMILIES)}. Use GRPOTrainer for other families."
-            )
-        self.pixels_by_row = FAMILIES[family].pixels_by_row
+        self.pixels_by_row = family_named(model.config.model_type).pixels_by_row
         self.to_rgb, self.converts = rgb_reader(processor), converts_to_rgb(processor)
         self._image_processor = processor.image_processor
         self._options = image_options(processor)
@@ -183,6 +196,16 @@ def rgb_reader(processor: ProcessorMixin) -> Callable[[Image.Image | str], Image
         return to_pil_image(fetched)
 
     return read
+
+
+def family_named(model_type: str) -> Family:
+    """The row of a model type; a `ValueError` if there is none."""
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"CPPOTrainer does not recognise the model type {model_type!r}, so it cannot tell which pixels belong to "
+            f"which row. Known model types: {', '.join(FAMILIES)}. Use GRPOTrainer for other families."
+        )
+    return FAMILIES[model_type]
 
 
 def family_of(model: PreTrainedModel) -> Family:

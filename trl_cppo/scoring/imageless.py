@@ -30,16 +30,17 @@ class ImagelessForwards:
     One process drops them. Of several, each must run the vision tower: sharded weights are gathered, and gradients
     reduced, by the modules that ran, and a process that skips some meets the others in the wrong collective operation
     (a hang, a crash or wrong gradients, under ZeRO-1/2/3, FSDP2 and DDP). So one row with a grey image is appended,
-    and taken off the result again; its gradient is zero.
+    and taken off the result again; its gradient is zero. So it is on one process where the language model is frozen, for nothing
+    else of the forward has a gradient.
 
     Args:
         processor (`ProcessorMixin`): makes the row.
-        append_row (`bool`): whether to append it, as with several processes.
+        append_row (`bool`): whether to append it.
     """
 
     def __init__(self, processor: ProcessorMixin, append_row: bool):
         self._processor = processor
-        self._append_row = append_row
+        self.append_row = append_row
         self._appended = False
         self._row: dict[str, torch.Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -60,9 +61,9 @@ class ImagelessForwards:
         if not kwargs.get("fused_lm_head") or _has_images(kwargs):
             return None
         kwargs = {name: value for name, value in kwargs.items() if name not in PIXELS}
-        if self._append_row:
+        if self.append_row:
             kwargs = self._with_row(kwargs)
-        self._appended = self._append_row
+        self._appended = self.append_row
         return args, kwargs
 
     def _with_row(self, kwargs: dict[str, Any]) -> dict[str, Any]:

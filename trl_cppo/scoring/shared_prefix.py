@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import extract_model_from_parallel, is_peft_model
 from transformers import PreTrainedModel
@@ -40,7 +39,7 @@ class SharedPrefix:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): the policy, for which [`packing_obstacle`] finds none.
-        num_processes (`int`): of the run.
+        always_images (`bool`): whether each scoring must run the vision tower, which packed text alone does not.
         always (`bool`): whether to pack wherever it can be done, and not only where it pays.
 
     Attributes:
@@ -49,10 +48,10 @@ class SharedPrefix:
         plain_because (`str`, *optional*): why it was not.
     """
 
-    def __init__(self, model: PreTrainedModel, num_processes: int, always: bool):
+    def __init__(self, model: PreTrainedModel, always_images: bool, always: bool):
         self.token_ratio = 1.0
         self.plain_because: str | None = None
-        self._num_processes = num_processes
+        self._always_images = always_images
         self.always = always
         self._pixels_by_row = family_of(model).pixels_by_row
         self._placeholder_ids = placeholder_ids(model)
@@ -157,11 +156,11 @@ class SharedPrefix:
         last_of_prompts = scoring["input_ids"][:, -scoring["logits_to_keep"] - 1]  # each segment has a copy of it
         if torch.isin(last_of_prompts, last_of_prompts.new_tensor(self._placeholder_ids)).any():
             return "a prompt ends with an image"
-        # Of several processes, each must run the vision tower (see ImagelessForwards, which appends a row of its own).
+        # ImagelessForwards appends a row of its own then.
         num_images = scoring.get("num_images") or [0] * len(scoring["input_ids"])
         with_images = [any(num_images[row] for members in part for row in members) for part in parts]
-        if self._num_processes > 1 and not all(with_images):
-            return "a micro-batch has no image, and every process must run the vision tower"
+        if self._always_images and not all(with_images):
+            return "a micro-batch has no image, and every forward must run the vision tower"
         saved = tokens_saved(scoring["attention_mask"], scoring["logits_to_keep"], prompts + (views or []))
         if not self.always and saved < MIN_TOKENS_SAVED:
             return f"a prompt's rollouts would save {saved:.0f} tokens on average, and below {MIN_TOKENS_SAVED} it does not pay"
@@ -189,7 +188,7 @@ def share_prefix(
     args: CPPOConfig,
     has_aux_loss: bool,
     rollouts_bring_images: bool,
-    accelerator: Accelerator,
+    always_images: bool,
 ) -> SharedPrefix | None:
     """
     What scores the rollouts of a prompt behind one copy of it; `None` where each has a row of its own.
@@ -197,7 +196,7 @@ def share_prefix(
     Args:
         share (`bool` or `str`): `False`: not; `"auto"`: where it can be done and pays; `True`: wherever it can be done.
         models, args, has_aux_loss, rollouts_bring_images: see [`packing_obstacle`].
-        accelerator ([`~accelerate.Accelerator`]): of the run.
+        always_images (`bool`): see [`SharedPrefix`].
 
     Raises:
         `ValueError`: if `share` is `True` and it cannot be done.
@@ -209,7 +208,7 @@ def share_prefix(
     if obstacle is None:
         if always and window_size(args) < args.steps_per_generation:
             logger.warning(_REGROUPED.format(args.steps_per_generation))
-        return SharedPrefix(models[0], accelerator.num_processes, always)
+        return SharedPrefix(models[0], always_images, always)
     if always:
         raise ValueError(f"share_prefix=True is not possible: {obstacle}. Or use share_prefix='auto' or False.")
     logger.warning(_PLAIN_ROWS.format(share, obstacle))

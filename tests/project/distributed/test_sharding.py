@@ -22,6 +22,14 @@ WEIGHT = 2e-6
 ADAM_WEIGHT = 1e-4
 
 FULL, LORA = {"name": "full"}, {"name": "lora", "lora": True}
+FROZEN_TOWER = {"name": "frozen_tower", "freeze": ["vision_tower"]}
+TOWER_RATE = {"name": "tower_rate", "tower_rate": 0.001, "freeze": ["projector"]}
+# In the last step no process has an image, so that nothing has a gradient.
+FROZEN_TEXT = {"name": "text_only_frozen", "freeze": ["language_model"], "scenario": "text_only_rank"}
+# Of a family whose tower gets no gradients from transformers under re-entrant checkpointing.
+TOWER_LORA = {"name": "tower_lora", "lora": True, "lora_on": ["vision_tower"], "family": "qwen3_vl"}
+OLD_POLICY = {"name": "old_policy", "scenario": "text_only_rank", "accumulation": 2, "iterations": 2}
+TEXT_ONLY_LORA = {"name": "text_only_lora", "scenario": "text_only_rank", "lora": True}
 SCENARIOS = ["no_gated_rank", "text_only_rank", "masked_rank"]
 REFERENCES = [
     FULL,
@@ -32,25 +40,35 @@ REFERENCES = [
     {"name": "bounded", "bound": 0.05},
     {"name": "kl_lora", "divergence": "kl", "lora": True},
     *({"name": scenario, "scenario": scenario} for scenario in SCENARIOS),
-    {"name": "old_policy", "scenario": "text_only_rank", "accumulation": 2, "iterations": 2},
-    {"name": "text_only_lora", "scenario": "text_only_rank", "lora": True},
+    OLD_POLICY,
+    TEXT_ONLY_LORA,
+    FROZEN_TOWER,
+    TOWER_RATE,
+    FROZEN_TEXT,
+    TOWER_LORA,
 ]
 
 
 def runs_of(backend: str, full_matrix: bool) -> list[dict]:
     """Runs on one backend, each named after what it is compared with and what is particular to it."""
-    runs = [FULL, LORA]
+    runs = [
+        FULL,
+        LORA,
+        FROZEN_TOWER,
+        TOWER_RATE,
+        {**TOWER_LORA, "name": "tower_lora-reentrant", "checkpointing": "reentrant"},
+    ]
     if full_matrix:
         # eight micro-batches of two rows: some are text-only on one process alone
         runs += [*REFERENCES[2:3], {"name": "accumulation-by_two", "accumulation": 4}]
         for kind in ("reentrant", "non_reentrant"):
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
-        runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS]
+        runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS] + [FROZEN_TEXT]
         runs += [{"name": "kl", "divergence": "kl"}, {"name": "bounded", "bound": 0.05}]
         # Micro-batches of two rows, half a prompt; one process scores the old policy in packed rows, the other in plain ones.
-        runs += [{**REFERENCES[-2], "name": "old_policy-by_two", "accumulation": 4}]
+        runs += [{**OLD_POLICY, "name": "old_policy-by_two", "accumulation": 4}]
         runs += [{"name": "kl_lora-reentrant", "divergence": "kl", "lora": True, "checkpointing": "reentrant"}]
-        runs += [{**REFERENCES[-1], "name": "text_only_lora-non_reentrant", "checkpointing": "non_reentrant"}]
+        runs += [{**TEXT_ONLY_LORA, "name": "text_only_lora-non_reentrant", "checkpointing": "non_reentrant"}]
     else:
         runs += [{**LORA, "name": "lora-reentrant", "checkpointing": "reentrant"}]
         runs += [{**FULL, "name": "full-non_reentrant", "checkpointing": "non_reentrant"}]

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Trains a tiny Qwen2.5-VL on fixed rollouts, once for each run asked for, and writes what came out.
+Trains a tiny model, by default a Qwen2.5-VL, on fixed rollouts, once for each run asked for, and writes what came out.
 
     python worker.py FOLDER '[{"name": "full"}]'
     DS_ACCELERATOR=cpu torchrun --nproc_per_node 2 worker.py FOLDER '[{"name": "zero3", "backend": "zero3"}]'
@@ -62,7 +62,11 @@ class Run:
     name: str
     backend: str = "ddp"
     scenario: str = "mixed"
+    family: str = "qwen2_5_vl"
     lora: bool = False
+    lora_on: list[str] | None = None
+    freeze: list[str] | None = None
+    tower_rate: float | None = None
     checkpointing: str | None = None  # "reentrant" or "non_reentrant"
     accumulation: int = 1
     iterations: int = 1  # more: the old policy is scored too
@@ -157,6 +161,9 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         cpl_divergence=run.divergence,
         cpl_max_gradient_ratio=run.bound,
         share_prefix=run.share_prefix,
+        freeze=run.freeze,
+        lora_on=run.lora_on,
+        vision_tower_learning_rate=run.tower_rate,
         save_strategy="steps" if run.save else "no",
         save_steps=1,
         **checkpointing,
@@ -224,7 +231,7 @@ def check_backend(trainer: CPPOTrainer, run: Run) -> None:
 
 def make_trainer(run: Run, folder: Path) -> CPPOTrainer:
     set_seed(0)
-    model, processor = build("qwen2_5_vl")  # before the configuration: ZeRO-3's shards a model as it is built
+    model, processor = build(run.family)  # before the configuration: ZeRO-3's shards a model as it is built
     args = make_args(run, folder)
     if run.backend == "fsdp2":
         # Accelerate takes FSDP for something of GPUs: on MULTI_CPU it trains with DDP, without a word. FSDP2 itself

@@ -150,7 +150,11 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
         ("Rewards", ", ".join(f"{number(weight)} · {escape(name)}" for name, weight in facts.rewards)),
         ("GRPO", f"loss `{args.loss_type}`, β {number(args.beta)}, temperature {number(args.temperature)}"),
         ("Completions", f"at most {args.max_completion_length} tokens"),
-        ("Learning rate", f"{number(args.learning_rate)}, schedule `{args.lr_scheduler_type.value}`"),
+        (
+            "Learning rate",
+            f"{number(args.learning_rate)}{_tower_rate(args)}, schedule `{args.lr_scheduler_type.value}`",
+        ),
+        *_part_settings(args),
         *_image_settings(args),
         ("Seed", str(args.seed)),
         ("Hardware", _hardware(facts.hardware)),
@@ -159,6 +163,16 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
     if times:  # of a resumed run only the last part
         settings.append(("Time of the last call of `train`", f"{times[-1]:,.0f} s"))
     return settings if args.cpl_coef == 0 else [*_cpl_settings(facts), *settings]
+
+
+def _tower_rate(args: CPPOConfig) -> str:
+    rate = args.vision_tower_learning_rate
+    return "" if rate is None else f" (vision tower {number(rate)})"
+
+
+def _part_settings(args: CPPOConfig) -> list[tuple[str, str]]:
+    stated = [("Adapters on", args.lora_on), ("Frozen", args.freeze)]
+    return [(name, ", ".join(f"`{part}`" for part in parts)) for name, parts in stated if parts]
 
 
 def _image_settings(args: CPPOConfig) -> list[tuple[str, str]]:
