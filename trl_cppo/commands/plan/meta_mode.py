@@ -83,8 +83,8 @@ class ShapesOnly(TorchDispatchMode):
 
 
 def _copy(tensor: torch.Tensor, *, device: torch.device | None = None, **kwargs: Any) -> torch.Tensor:
-    """What is read from a meta tensor is zero; real tensors stay real."""
-    if tensor.is_meta and device is not None and device != _META:
+    """What is read from a meta tensor is zero; real tensors stay real. SmolVLM moves embeddings to where the ids are: no reading."""
+    if tensor.is_meta and not tensor.requires_grad and device is not None and device != _META:
         return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
     return aten._to_copy.default(tensor, **kwargs)
 
