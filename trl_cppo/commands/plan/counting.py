@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact counts of what an update costs: `count`, which the benchmarks use too."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ _MORE = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *args, **kwargs: (
         flop_counter.sdpa_backward_flop_count(grad, q, k, v)
     ),
+    aten._grouped_mm: lambda a, b, *args, **kwargs: (
+        2 * math.prod(a) * b[-1]
+    ),  # each row of one operand meets one expert
     aten.addmm_: lambda total, a, b, **kwargs: 2 * a[0] * a[1] * b[1],
 }
 FORMULAS = flop_counter.flop_registry | {name: flop_counter.shape_wrapper(formula) for name, formula in _MORE.items()}
