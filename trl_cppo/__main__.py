@@ -5,7 +5,10 @@
 import sys
 from importlib import import_module
 
-COMMANDS = {"report": "a page that shows what a model sees: images, views, perception tokens"}
+COMMANDS = {
+    "plan": "whether a run fits and what it costs, before it runs",
+    "report": "a page that shows what a model sees: images, views, perception tokens",
+}
 
 
 def main(arguments: list[str]) -> None:

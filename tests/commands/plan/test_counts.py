@@ -70,7 +70,7 @@ def test_counts_without_data_are_those_of_real_tensors(tmp_path, family, share_p
     trainer = real_trainer(tmp_path, family, is_lora, share_prefix)
     counts, states, batch = real_counts(trainer)
     model = build_model(trainer.model.config, torch.float32, Lora(4, TARGETS) if is_lora else None)
-    bench = UpdateBench(model, ImageMaker(trainer.processing_class.image_processor, family))
+    bench = UpdateBench(model, ImageMaker(trainer.processing_class.image_processor, family), router_aux_loss_coef=0.0)
     of_image = bench.image_tokens((SIZE,))
     rollout = Rollout(batch["prompt_ids"].size(1) - of_image, (SIZE,), COMPLETION)
     planned = bench.count(rollout, MicroBatch(2, GROUP, GATED, share_prefix))

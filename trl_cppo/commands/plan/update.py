@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from ... import digits
 from ...config import CPPOConfig
 from ...scoring import shared_prefix
-from ...scoring.families import FAMILIES
 from ...trainer import CPPOTrainer
 from .batch import MicroBatch, Rollout, make_batch, prompt_of
 from .counting import count
@@ -54,17 +53,33 @@ class UpdateBench:
         model (`PreTrainedModel` or `PeftModel`): with TRL's fused head, on the meta device; or real, for comparison.
         images ([`~trl_cppo.commands.plan.images.ImageMaker`]): for the same device.
         divergence (`str`): `cpl_divergence`.
+        share_prefix (`str` or `bool`), router_aux_loss_coef (`float`, *optional*): as in CPPOConfig. The auxiliary loss itself is not
+            counted; rollouts do not share a prefix with it.
+
+    Attributes:
+        plain_because (`str`, *optional*): why rollouts are in rows of their own.
     """
 
-    def __init__(self, model: PreTrainedModel, images: ImageMaker, divergence: str = "k3"):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        images: ImageMaker,
+        divergence: str = "k3",
+        share_prefix: str | bool = True,
+        router_aux_loss_coef: float | None = None,
+    ):
         self.model, self.images = model, images
         self.is_meta = next(model.parameters()).is_meta
         self._trainer = toy_trainer()
         self._trainer.view_processor = images
         self._trainer.args.cpl_divergence = divergence
-        self._prefix = None
-        if FAMILIES[model.config.model_type].unpackable is None:
-            self._prefix = shared_prefix.SharedPrefix(model, num_processes=1, always=True)
+        self._prefix, self.plain_because = None, "share_prefix is False"
+        if share_prefix is not False:
+            own = model.config.get_text_config().to_dict().get("router_aux_loss_coef", 0.0)
+            has_aux_loss = (own if router_aux_loss_coef is None else router_aux_loss_coef) != 0
+            self.plain_because = shared_prefix.packing_obstacle([model], self._trainer.args, has_aux_loss, False)
+        if self.plain_because is None:
+            self._prefix = shared_prefix.SharedPrefix(model, num_processes=1, always=share_prefix is True)
             self._prefix.attach(model)
         self._image_tokens: dict[Sizes, int] = {}
 
@@ -96,6 +111,27 @@ class UpdateBench:
             tokens=round(ratio * tokens),
             reached=sum(parameter.numel() for parameter in trained if parameter.grad._version),
         )
+
+    @property
+    def unpacked(self) -> str | None:
+        """Why the last micro-batch that was to be packed was not."""
+        return None if self._prefix is None else self._prefix.plain_because
+
+    def shares(self, rows: int) -> bool:
+        """Whether a micro-batch of so many rows is scored behind one copy of each prompt, as far as the model decides it."""
+        return self.plain_because is None and rows > 1
+
+    def forward_flops(self, rollout: Rollout) -> int:
+        """Of scoring a rollout without a gradient, in a row of its own."""
+        config = self.model.config
+        batch = make_batch(
+            config, rollout, prompt_of(config, rollout, self.image_tokens), MicroBatch(1, 1), self.images
+        )
+        self._trainer.shared_prefix = None
+        mode = ShapesOnly(self.model.parameters())
+        with self._as_on_a_gpu(), torch.no_grad(), mode:
+            self._loss(batch)
+        return mode.flops
 
     def _loss(self, batch: dict[str, Any]) -> torch.Tensor:
         return self._trainer.compute_loss(self.model, batch)

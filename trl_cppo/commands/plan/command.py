@@ -1,0 +1,61 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whether a run fits and what it costs, before it runs. Nothing is downloaded but the model's configuration.
+
+    python -m trl_cppo plan --model Qwen/Qwen2.5-VL-3B-Instruct --image_size 640x480 --max_completion_length 1024 --num_gpus 8
+"""
+
+import sys
+import warnings
+
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from ..loading import stop
+from .arguments import PlanArguments
+from .images import ImageMaker, load_image_processor
+from .model import build_model, load_config
+from .page import plan_lines
+from .search import Planner
+from .update import UpdateBench
+
+
+def make_plan(args: PlanArguments) -> list[str]:
+    """
+    The plan, line by line.
+
+    Raises:
+        `ValueError`, `OSError`, `ImportError`: saying which argument is wrong, or what of the model is missing.
+    """
+    config = load_config(args.model)
+    processor, own_settings = load_image_processor(args.model, config)
+    images = ImageMaker(processor, config.model_type)
+
+    def bench(checkpointing: bool) -> UpdateBench:
+        model = build_model(config, args.torch_dtype, args.lora, checkpointing)
+        return UpdateBench(model, images, args.cpl_divergence, args.share_prefix, args.router_aux_loss_coef)
+
+    planner = Planner(args, bench(args.gradient_checkpointing), _say)
+    fit = planner.fit()
+    cost = planner.cost(fit.rows)
+    _say("the same " + ("without" if args.gradient_checkpointing else "with") + " checkpointing")
+    other = bench(not args.gradient_checkpointing).count(planner.longest, planner.worst_case(fit.rows))
+    return plan_lines(planner, fit, cost, other, own_settings)
+
+
+def _say(what: str) -> None:
+    print(f"Counting {what} ...", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the plan that the command line's arguments ask for."""
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")  # of libraries, about a model that will not run
+    try:
+        parser = HfArgumentParser(PlanArguments, prog="python -m trl_cppo plan")
+        [args] = parser.parse_args_into_dataclasses(arguments)
+        lines = make_plan(args)
+    except (ValueError, OSError, ImportError) as error:
+        stop("trl_cppo plan", error)
+    print("\n".join(lines))
