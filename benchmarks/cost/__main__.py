@@ -29,7 +29,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.commands.plan.counting import count
+from trl_cppo.commands.plan.counts.counting import count
 from trl_cppo.digits.model import seeded_cpu
 from trl_cppo.run.card.markdown import table
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trl_cppo.commands.plan.meta_mode import head_of_a_gpu
+from trl_cppo.commands.plan.counts.meta_mode import head_of_a_gpu
 from trl_cppo.run.card.markdown import table
 
 from ..lib.command import BenchmarkParser, run_and_print, write_json

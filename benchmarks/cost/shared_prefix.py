@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig
 
-from trl_cppo.commands.plan.meta_mode import head_of_a_gpu
+from trl_cppo.commands.plan.counts.meta_mode import head_of_a_gpu
 from trl_cppo.run.card.markdown import table
 
 from ..lib.shapes import Depth, Row, ShapeBench, build_model, load_config, shrink

@@ -16,9 +16,9 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_cppo.commands.plan.counting import Counts, count
-from trl_cppo.commands.plan.meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
-from trl_cppo.commands.plan.update import believed_prompts, no_collection, toy_trainer
+from trl_cppo.commands.plan.counts.counting import Counts, count
+from trl_cppo.commands.plan.counts.meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
+from trl_cppo.commands.plan.counts.update import believed_prompts, no_collection, toy_trainer
 from trl_cppo.method.request import ViewPair
 
 from .counting import score_views_apart

@@ -10,12 +10,12 @@ from peft import LoraConfig
 from tiny_models import FAMILIES as BUILT
 from tiny_models import build
 
-from trl_cppo.commands.plan.batch import MicroBatch, Rollout
-from trl_cppo.commands.plan.counting import count
-from trl_cppo.commands.plan.images import ImageMaker
-from trl_cppo.commands.plan.meta_mode import head_of_a_gpu
+from trl_cppo.commands.plan.counts.batch import MicroBatch, Rollout
+from trl_cppo.commands.plan.counts.counting import count
+from trl_cppo.commands.plan.counts.images import ImageMaker
+from trl_cppo.commands.plan.counts.meta_mode import head_of_a_gpu
+from trl_cppo.commands.plan.counts.update import UpdateBench
 from trl_cppo.commands.plan.model import LORA_DROPOUT, Lora, build_model, states_of
-from trl_cppo.commands.plan.update import UpdateBench
 from trl_cppo.scoring.families import FAMILIES
 
 PACKABLE = [family for family in BUILT if FAMILIES[family].unpackable is None]

@@ -9,7 +9,7 @@ import torch
 
 from ...config import as_in_training
 from ...method.image_size import limited_size
-from .batch import Rollout
+from .counts.batch import Rollout
 from .model import Lora
 
 GIB = 2**30

@@ -14,11 +14,11 @@ from transformers.utils import logging
 
 from ..loading import stop
 from .arguments import PlanArguments
-from .images import ImageMaker, load_image_processor
+from .counts.images import ImageMaker, load_image_processor
+from .counts.update import UpdateBench
 from .model import build_model, load_config
 from .page import plan_lines
 from .search import Planner
-from .update import UpdateBench
 
 
 def make_plan(args: PlanArguments) -> list[str]:

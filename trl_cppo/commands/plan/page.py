@@ -3,9 +3,9 @@
 """What a plan says."""
 
 from .arguments import GIB, PlanArguments
+from .counts.update import UpdateCounts
 from .model import count_parameters
 from .search import Cost, Fit, Planner
-from .update import UpdateCounts
 
 NOT_COUNTED = (
     "Not counted, and what the reserve is for: the CUDA context, fragmentation, buffers of the communication, the weights that ZeRO-3 "

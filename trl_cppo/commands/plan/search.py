@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .arguments import GIB, PlanArguments
-from .batch import MicroBatch
+from .counts.batch import MicroBatch
+from .counts.update import UpdateBench, UpdateCounts
 from .model import States, states_of
-from .update import UpdateBench, UpdateCounts
 
 LARGEST = 16  # rows of a micro-batch that are tried, or the rollouts of one prompt
 

@@ -14,10 +14,10 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ... import digits
-from ...config import CPPOConfig
-from ...scoring import shared_prefix
-from ...trainer import CPPOTrainer
+from .... import digits
+from ....config import CPPOConfig
+from ....scoring import shared_prefix
+from ....trainer import CPPOTrainer
 from .batch import MicroBatch, Rollout, make_batch, prompt_of
 from .counting import count
 from .images import ImageMaker, Sizes, image_tokens
@@ -51,7 +51,7 @@ class UpdateBench:
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): with TRL's fused head, on the meta device; or real, for comparison.
-        images ([`~trl_cppo.commands.plan.images.ImageMaker`]): for the same device.
+        images ([`~trl_cppo.commands.plan.counts.images.ImageMaker`]): for the same device.
         divergence (`str`): `cpl_divergence`.
         share_prefix (`str` or `bool`), router_aux_loss_coef (`float`, *optional*): as in CPPOConfig. The auxiliary loss itself is not
             counted; rollouts do not share a prefix with it.

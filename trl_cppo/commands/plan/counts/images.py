@@ -16,8 +16,8 @@ from transformers import (
     Qwen2VLImageProcessor,
 )
 
-from ...scoring.arguments import PIXELS
-from ...scoring.families import FAMILIES
+from ....scoring.arguments import PIXELS
+from ....scoring.families import FAMILIES
 
 Sizes = tuple[tuple[int, int], ...]  # width and height of each image of a row
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from ...method.request import ViewPair
-from ...scoring.families import FAMILIES
+from ....method.request import ViewPair
+from ....scoring.families import FAMILIES
 from .images import ImageMaker, Sizes
 
 
