@@ -11,6 +11,7 @@ from ...config import as_in_training
 from ...method.image_size import limited_size
 from .counts.batch import Rollout
 from .model import Lora
+from .rows import RowShape
 
 GIB = 2**30
 
@@ -34,6 +35,10 @@ class PlanArguments:
     image_size: list[str] = _flags(
         ["448x448"], "Width x height, in pixels, of each image of a prompt, the largest that occurs."
     )
+    dataset_name: str | None = _flag(
+        None, "A prepared data set, in place of the two above and of --num_prompts: 64 of its rows are looked at."
+    )
+    dataset_train_split: str = _flag("train", "Its split.")
     max_pixels: int | None = as_in_training("max_pixels")
     min_pixels: int | None = as_in_training("min_pixels")
     max_completion_length: int = _flag(512, "Tokens of the longest completion: memory is counted for them.")
@@ -121,10 +126,17 @@ class PlanArguments:
 
     def rollout(self, completion: int) -> Rollout:
         """
+        A rollout of the largest prompt, as the flags describe it.
+
         Raises:
             `ValueError`: for an image size that is none.
         """
         return Rollout(self.prompt_tokens, tuple(map(self._size, self.image_size)), completion)
+
+    def rollout_of(self, row: RowShape, completion: int) -> Rollout:
+        """A rollout of a row of a data set; without a tokenizer its text is as long as `--prompt_tokens` says."""
+        limited = tuple(limited_size(size, self.max_pixels, self.min_pixels) for size in row.sizes)
+        return Rollout(self.prompt_tokens if row.text is None else row.text, limited, completion)
 
     def _size(self, text: str) -> tuple[int, int]:
         width, cross, height = text.lower().partition("x")

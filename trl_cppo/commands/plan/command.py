@@ -18,6 +18,7 @@ from .counts.images import ImageMaker, load_image_processor
 from .counts.update import UpdateBench
 from .model import build_model, load_config
 from .page import plan_lines
+from .rows import measure
 from .search import Planner
 
 
@@ -36,7 +37,10 @@ def make_plan(args: PlanArguments) -> list[str]:
         model = build_model(config, args.torch_dtype, args.lora, checkpointing)
         return UpdateBench(model, images, args.cpl_divergence, args.share_prefix, args.router_aux_loss_coef)
 
-    planner = Planner(args, bench(args.gradient_checkpointing), _say)
+    rows = None
+    if args.dataset_name is not None:
+        rows = measure(args.dataset_name, args.dataset_train_split, args.model)
+    planner = Planner(args, bench(args.gradient_checkpointing), _say, rows)
     fit = planner.fit()
     cost = planner.cost(fit.rows)
     _say("the same " + ("without" if args.gradient_checkpointing else "with") + " checkpointing")

@@ -5,6 +5,7 @@
 from .arguments import GIB, PlanArguments
 from .counts.update import UpdateCounts
 from .model import count_parameters
+from .rows import LOOKED_AT
 from .search import Cost, Fit, Planner
 
 NOT_COUNTED = (
@@ -50,7 +51,7 @@ def memory_lines(
     ]
 
 
-def cost_lines(args: PlanArguments, cost: Cost) -> list[str]:
+def cost_lines(args: PlanArguments, cost: Cost, num_prompts: int | None) -> list[str]:
     """Of an optimizer step, and of an epoch where its prompts are known."""
     update = cost.flops + cost.scoring_flops
     lines = [
@@ -62,10 +63,10 @@ def cost_lines(args: PlanArguments, cost: Cost) -> list[str]:
     speed = args.num_gpus * args.peak_tflops * 1e12 * args.utilisation
     stated = f"at {args.utilisation:.0%} of {args.peak_tflops:g} TFLOP/s on each of {args.num_gpus} GPU(s), without sampling"
     lines.append(f"  {update / speed:.1f} s a step {stated}.")
-    if args.num_prompts is not None:
-        steps = args.num_prompts / args.prompts_per_step
+    if num_prompts is not None:
+        steps = num_prompts / args.prompts_per_step
         lines.append(
-            f"  {steps * update / speed / 3600:.1f} hours an epoch of {args.num_prompts:,} prompts, {steps:,.0f} steps."
+            f"  {steps * update / speed / 3600:.1f} hours an epoch of {num_prompts:,} prompts, {steps:,.0f} steps."
         )
     return lines
 
@@ -88,6 +89,8 @@ def flags(args: PlanArguments, fit: Fit) -> list[str]:
         "cpl_divergence": args.cpl_divergence,
         "beta": args.beta,
     }
+    if args.dataset_name is not None:
+        training["dataset_name"] = args.dataset_name
     if args.max_pixels is not None:
         training["max_pixels"] = args.max_pixels
     if args.use_peft:
@@ -116,8 +119,16 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
     shown = ", ".join(f"{width} x {height}" for width, height in sizes) or "none"
     head = [
         f"{args.model}: {total:,} weights, {trained:,} trained.",
-        f"Images {shown}: {tokens:,} tokens; prompts {args.prompt_tokens + tokens:,}, completions {args.max_completion_length:,}.",
+        f"Images {shown}: {tokens:,} tokens; prompts {planner.longest.text + tokens:,}, completions {args.max_completion_length:,}.",
     ]
+    if planner.rows is not None:
+        head.append(
+            f"Lengths from {args.dataset_name}: the largest of {LOOKED_AT} rows for memory, the middle one for FLOPs."
+        )
+        if planner.rows.largest.text is None:
+            head.append(
+                f"The model's tokenizer is not on this machine: texts of {args.prompt_tokens} tokens (--prompt_tokens)."
+            )
     if not own_settings:
         head.append("No preprocessor_config.json was found: the limits of an image's size are transformers' defaults.")
     sharing = f"Rollouts share their prompt's prefix (share_prefix={args.share_prefix})."
@@ -133,7 +144,7 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
         *memory_lines(args, fit, without, other, 2 * micro.prompts * micro.gated),
         "",
         f"An optimizer step of {args.prompts_per_step} prompts x {args.num_generations} rollouts, f = {args.gated_share:g}:",
-        *cost_lines(args, cost),
+        *cost_lines(args, cost, args.num_prompts if planner.rows is None else planner.rows.num_rows),
         "",
         NOT_COUNTED,
         "",

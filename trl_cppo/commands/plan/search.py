@@ -10,6 +10,7 @@ from .arguments import GIB, PlanArguments
 from .counts.batch import MicroBatch
 from .counts.update import UpdateBench, UpdateCounts
 from .model import States, states_of
+from .rows import DatasetShape
 
 LARGEST = 16  # rows of a micro-batch that are tried, or the rollouts of one prompt
 
@@ -64,12 +65,23 @@ class Planner:
         args ([`PlanArguments`]): the wish.
         bench ([`UpdateBench`]): of the model, checkpointing as the arguments say.
         progress (`Callable`): is told in words what is counted next.
+        rows ([`DatasetShape`], *optional*): of the data set, if there is one.
     """
 
-    def __init__(self, args: PlanArguments, bench: UpdateBench, progress: Callable[[str], None]):
+    def __init__(
+        self,
+        args: PlanArguments,
+        bench: UpdateBench,
+        progress: Callable[[str], None],
+        rows: DatasetShape | None = None,
+    ):
         self.args, self.bench, self._progress = args, bench, progress
-        self.longest = args.rollout(args.max_completion_length)
-        self.usual = args.rollout(args.mean_completion_length or args.max_completion_length)
+        usual, self.rows = args.mean_completion_length or args.max_completion_length, rows
+        if rows is None:
+            self.longest, self.usual = args.rollout(args.max_completion_length), args.rollout(usual)
+        else:
+            self.longest = args.rollout_of(rows.largest, args.max_completion_length)
+            self.usual = args.rollout_of(rows.usual, usual)
         self._counted: dict[tuple, UpdateCounts] = {}
 
     def worst_case(self, rows: int, gated: bool = True) -> MicroBatch:
