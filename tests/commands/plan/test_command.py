@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from conftest import make_rows
+from family_cases import prompt_text
 from tiny_models import build
 
 from trl_cppo.__main__ import main
@@ -17,6 +18,7 @@ from trl_cppo.commands.plan.counts.batch import MicroBatch
 from trl_cppo.commands.plan.counts.images import ImageMaker, load_image_processor
 from trl_cppo.commands.plan.counts.update import UpdateBench
 from trl_cppo.commands.plan.model import Lora, build_model, count_parameters, load_config, states_of
+from trl_cppo.commands.plan.rows import measure
 from trl_cppo.commands.plan.search import Planner
 
 
@@ -145,15 +147,17 @@ def test_the_command_prints_a_plan(folder, capsys):
 def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
     dataset = make_rows([1, 2, 1, 1], sizes=[(56, 56), (84, 42)])
     dataset.save_to_disk(tmp_path / "data")
-    args = arguments(folder, dataset_name=str(tmp_path / "data"))
+    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false")
     text = "\n".join(make_plan(args))
     assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
+    assert "in rows of their own: share_prefix is False" in text
     assert "tokenizer is not on this machine: texts of 20 tokens" in text
-    model, processor = build("qwen2_5_vl")
-    model.config.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    text = "\n".join(make_plan(arguments(tmp_path / "model", dataset_name=str(tmp_path / "data"))))
-    assert "tokenizer" not in text
+    _, processor = build("qwen2_5_vl")
+    processor.save_pretrained(tmp_path / "words")
+    shape = measure(args.dataset_name, "train", str(tmp_path / "words"))
+    [text] = {len(processor.tokenizer(prompt_text(processor, 0))["input_ids"])}
+    assert (shape.num_rows, shape.largest.text, shape.largest.sizes) == (4, text + 4, ((84, 42), (56, 56)))
+    assert shape.usual.sizes in (((56, 56),), ((84, 42),))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +183,10 @@ def test_a_family_without_settings_of_its_images_is_refused(tmp_path):
         make_plan(PlanArguments(str(tmp_path)))
 
 
-def test_why_rollouts_have_rows_of_their_own_is_said(tmp_path):
+def test_rollouts_that_cannot_share_a_prefix_are_planned_in_rows_of_their_own(tmp_path):
     model, processor = build("idefics2")
     model.config.save_pretrained(tmp_path)
     processor.image_processor.save_pretrained(tmp_path)
-    assert "sliding window" in "\n".join(make_plan(arguments(tmp_path)))
-    assert planner(arguments(tmp_path)).worst_case(8) == MicroBatch(2, 4, 3, False)
+    planned = planner(arguments(tmp_path))
+    assert "sliding window" in planned.bench.plain_because
+    assert planned.worst_case(8) == MicroBatch(2, 4, 3, False)

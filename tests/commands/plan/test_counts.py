@@ -63,8 +63,15 @@ def real_counts(trainer):
     return counts, states, batch
 
 
-@pytest.mark.parametrize("is_lora", [False, True], ids=["full", "LoRA"])
-@pytest.mark.parametrize("share_prefix", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    ("share_prefix", "is_lora"),
+    [
+        pytest.param(False, False, id="plain, full"),
+        pytest.param(True, True, id="packed, LoRA"),
+        pytest.param(False, True, id="plain, LoRA", marks=pytest.mark.slow),
+        pytest.param(True, False, id="packed, full", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("family", PACKABLE)
 def test_counts_without_data_are_those_of_real_tensors(tmp_path, family, share_prefix, is_lora):
     trainer = real_trainer(tmp_path, family, is_lora, share_prefix)
@@ -74,9 +81,8 @@ def test_counts_without_data_are_those_of_real_tensors(tmp_path, family, share_p
     of_image = bench.image_tokens((SIZE,))
     rollout = Rollout(batch["prompt_ids"].size(1) - of_image, (SIZE,), COMPLETION)
     planned = bench.count(rollout, MicroBatch(2, GROUP, GATED, share_prefix))
-    print(family, share_prefix, is_lora, planned.flops / counts.flops, planned.saved_bytes / counts.saved_bytes)
-    assert planned.flops == pytest.approx(counts.flops, rel=0.05)
-    assert planned.saved_bytes == pytest.approx(counts.saved_bytes, rel=0.05)
+    assert planned.flops == pytest.approx(counts.flops, rel=0.001)
+    assert planned.saved_bytes == pytest.approx(counts.saved_bytes, rel=0.001)
     planned_states = states_of(model, torch.float32, 0, 1, is_lora, planned.reached)
     for name, size in states.items():
-        assert getattr(planned_states, name) == pytest.approx(size, rel=0.05) and size > 0, name
+        assert getattr(planned_states, name) == pytest.approx(size, rel=0.001) and size > 0, name

@@ -36,6 +36,7 @@ FLAGS = {  # by what a command starts
         "--eval_canvases", "8", *LENGTH,
     ],
     "examples/evaluate.py": ["--num_rows", "4", *LENGTH],
+    "plan": [],  # an argument of the next
     "trl_cppo": ["--num_rows", "2", *LENGTH],
     "examples/prepare_dataset.py": [],
 }  # fmt: skip

@@ -66,7 +66,7 @@ def cost_lines(args: PlanArguments, cost: Cost, num_prompts: int | None) -> list
     if num_prompts is not None:
         steps = num_prompts / args.prompts_per_step
         lines.append(
-            f"  {steps * update / speed / 3600:.1f} hours an epoch of {num_prompts:,} prompts, {steps:,.0f} steps."
+            f"  {steps * update / speed / 3600:.2f} hours an epoch of {num_prompts:,} prompts, {steps:,.0f} steps."
         )
     return lines
 
