@@ -22,7 +22,7 @@ from trl_cppo import digits
 from trl_cppo.commands.loading import load_split
 from trl_cppo.commands.prepare import PROMPT_SUFFIX, build, prepare, write
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "prepare_dataset.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "prepare_dataset.py"
 
 
 @pytest.fixture(autouse=True)
