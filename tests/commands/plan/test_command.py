@@ -183,6 +183,12 @@ def test_a_family_without_settings_of_its_images_is_refused(tmp_path):
         make_plan(PlanArguments(str(tmp_path)))
 
 
+def test_a_family_that_was_not_checked_is_refused(tmp_path):
+    build("gemma3")[0].config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a gemma3, whose counts were not held to real tensors; plan knows glm4v, "):
+        make_plan(PlanArguments(str(tmp_path)))
+
+
 def test_rollouts_that_cannot_share_a_prefix_are_planned_in_rows_of_their_own(tmp_path):
     model, processor = build("idefics2")
     model.config.save_pretrained(tmp_path)

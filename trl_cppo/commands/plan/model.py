@@ -32,12 +32,17 @@ def load_config(source: str) -> PretrainedConfig:
         source (`str`): Hub id or local folder.
 
     Raises:
-        `ValueError`, `OSError`: if there is none, or of a family that CPPOTrainer does not know.
+        `ValueError`, `OSError`: if there is none, or of a family that CPPOTrainer does not know or that was not checked here.
     """
     check_folder("--model", source)
     config = AutoConfig.from_pretrained(source)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{source} is a {config.model_type}; known model types: {', '.join(FAMILIES)}.")
+    if FAMILIES[config.model_type].unpackable is not None:
+        checked = [name for name, family in FAMILIES.items() if family.unpackable is None]
+        raise ValueError(
+            f"{source} is a {config.model_type}, whose counts were not held to real tensors; plan knows {', '.join(checked)}."
+        )
     return config
 
 
