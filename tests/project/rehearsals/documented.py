@@ -24,7 +24,7 @@ ORDER = (
 SET_UP = ("python3 -m venv", ". ", "pip install", "pytest", "cd ", "git ")
 # For CPUs; tests/project/benchmarks/test_benchmarks.py runs their short versions, tests/project/vllm_engine/test_runs.py that of the last.
 BENCHMARKS = ("python -m benchmarks.", "python -m timeit", "python tests/project/vllm_engine/noise.py")
-NAMES = ("python -m trl_cppo report", "python -m trl_cppo plan")  # mentioned in prose, not to be typed so
+NAMES = ("python -m trl_cppo report",)  # mentioned in prose, not to be typed so
 
 
 @dataclass(frozen=True)
