@@ -9,6 +9,7 @@ from .commands.line import run_command
 COMMANDS = {
     "train": "train a model with CPPO; without arguments, a tiny one on handwritten digits",
     "prepare": "bring a data set into the columns that training reads",
+    "plan": "whether a run fits and what it costs, before it runs",
     "evaluate": "greedy accuracy, avg@N and pass@N of a model; compare two",
     "report": "a page that shows what a model sees: images, views, perception tokens",
     "recipes": "settings of whole runs and of launchers: list them, copy one",

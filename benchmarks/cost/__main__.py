@@ -29,11 +29,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.commands.plan.counts.counting import count
 from trl_cppo.digits.model import seeded_cpu
 from trl_cppo.run.card.markdown import table
 
 from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
-from ..lib.counting import count, score_views_apart, versions
+from ..lib.counting import score_views_apart, versions
 from ..lib.turns import seconds, take_turns
 from .pictures import draw_cost
 from .shared_prefix import POINTS, SMOKE, measure_prefix, prefix_table

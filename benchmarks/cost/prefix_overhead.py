@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from trl_cppo.commands.plan.counts.meta_mode import head_of_a_gpu
 from trl_cppo.run.card.markdown import table
 
 from ..lib.command import BenchmarkParser, run_and_print, write_json
 from ..lib.counting import versions
-from ..lib.meta_mode import head_of_a_gpu
 from ..lib.shapes import Row, ShapeBench, build_model
 from ..lib.turns import take_turns
 from .scale import small_config

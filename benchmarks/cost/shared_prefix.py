@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig
 
+from trl_cppo.commands.plan.counts.meta_mode import head_of_a_gpu
 from trl_cppo.run.card.markdown import table
 
-from ..lib.meta_mode import head_of_a_gpu
 from ..lib.shapes import Depth, Row, ShapeBench, build_model, load_config, shrink
 from ..lib.turns import take_turns
 

@@ -5,28 +5,23 @@
 Shapes: `B` rows, `P` prompt tokens, `T` completion tokens.
 """
 
-import gc
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from datasets import Dataset
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_cppo import CPPOConfig, CPPOTrainer, digits
+from trl_cppo.commands.plan.counts.counting import Counts, count
+from trl_cppo.commands.plan.counts.meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
+from trl_cppo.commands.plan.counts.update import believed_prompts, no_collection, toy_trainer
 from trl_cppo.method.request import ViewPair
-from trl_cppo.scoring import shared_prefix
 
-from .counting import Counts, count, score_views_apart
-from .meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
+from .counting import score_views_apart
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -154,7 +149,7 @@ class ShapeBench:
 
     def __init__(self, device: str = "meta", dtype: torch.dtype = torch.bfloat16):
         self.device, self.dtype = device, dtype
-        self.trainer = _build_trainer()
+        self.trainer = toy_trainer()
 
     def update(
         self, config: Qwen2_5_VLConfig, rows: list[Row], gated: int, arm: str = "cppo", checkpointing: bool = False
@@ -181,7 +176,7 @@ class ShapeBench:
         known = [*model.parameters(), *(parameter.grad for parameter in model.parameters())]
         mode = ShapesOnly(known)
         _mark_phases(model, mode)
-        with kernels_of_a_gpu(), _believed_prompts(), _no_collection():
+        with kernels_of_a_gpu(), believed_prompts(), no_collection():
             counts = count(model, loss, mode)
         return ShapeCounts(**asdict(counts), peaks=mode.peaks)
 
@@ -255,28 +250,6 @@ class DeepCounts(Counts):
     vision_flops: int
 
 
-@contextmanager
-def _believed_prompts() -> Iterator[None]:
-    """While this is open, the pixels of a prompt's rows, which have no data, are taken for the same."""
-
-    def of_one_key(scoring: dict[str, Any], keys: list[Any], pixels_by_row: bool) -> list[list[int]]:
-        return [[row for row, other in enumerate(keys) if other == key] for key in dict.fromkeys(keys)]
-
-    with mock.patch.object(shared_prefix, "same_prompts", of_one_key):
-        yield
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Tensors in reference cycles stay until the collector runs, which is never at the same place."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _mark_phases(model: Any, mode: ShapesOnly) -> None:
     """In each phase the peak grows by the same amount with each layer, but not in the same measure."""
 
@@ -291,20 +264,3 @@ def _mark_phases(model: Any, mode: ShapesOnly) -> None:
 def _pixel_values(config: Qwen2_5_VLConfig) -> int:
     vision = config.vision_config
     return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-
-
-def _build_trainer() -> CPPOTrainer:
-    """A trainer whose own model is a toy: `compute_loss` is given the model."""
-    with tempfile.TemporaryDirectory() as folder:
-        args = CPPOConfig(
-            folder, use_cpu=True, bf16=False, per_device_train_batch_size=8, report_to="none", share_prefix=True
-        )
-        message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": digits.task.PROMPT}]}]
-        trainer = CPPOTrainer(
-            model=digits.build_model(), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
-            train_dataset=Dataset.from_list([{"prompt": message, "images": []}]),
-            processing_class=digits.build_processor(),
-        )  # fmt: skip
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1  # set by the training loop, which does not run here
-    return trainer

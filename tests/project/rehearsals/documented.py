@@ -16,6 +16,7 @@ ORDER = (
     "docs/data.md",
     "examples/configs",
     "docs/distributed.md",
+    "docs/plan.md",
     "docs/evaluation.md",
     "docs/report.md",
 )

@@ -40,6 +40,7 @@ FLAGS = {  # by the command of the package
     "report": ["--num_rows", "2", *LENGTH],
     "prepare": [],
     "recipes": [],
+    "plan": [],
 }  # fmt: skip
 SCRIPTS = {
     "examples/train_cppo.py": "train",

@@ -14,6 +14,7 @@ from .flags import RECORD, TYPES, installed_versions
 PARSERS = {  # the modules that make them
     "train": "train.arguments",
     "prepare": "prepare.arguments",
+    "plan": "plan.arguments",
     "evaluate": "evaluate.arguments",
     "report": "report.command",
 }

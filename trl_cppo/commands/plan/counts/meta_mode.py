@@ -58,7 +58,7 @@ class ShapesOnly(TorchDispatchMode):
             args = (args[0], _places(args[1]), *args[2:])
         if kinds == {True, False}:
             args, kwargs = tree_map_only(torch.Tensor, _without_data, (args, kwargs))
-        result = func(*args, **kwargs)
+        result = _grouped_mm(*args) if func is aten._grouped_mm.default else func(*args, **kwargs)
         if func.overloadpacket in FORMULAS:
             self.flops += FORMULAS[func.overloadpacket](*args, **kwargs, out_val=result)
         return self._watch(result)
@@ -83,10 +83,16 @@ class ShapesOnly(TorchDispatchMode):
 
 
 def _copy(tensor: torch.Tensor, *, device: torch.device | None = None, **kwargs: Any) -> torch.Tensor:
-    """What is read from a meta tensor is zero; real tensors stay real."""
-    if tensor.is_meta and device is not None and device != _META:
+    """What is read from a meta tensor is zero; real tensors stay real. SmolVLM moves embeddings to where the ids are: no reading."""
+    if tensor.is_meta and not tensor.requires_grad and device is not None and device != _META:
         return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype)
     return aten._to_copy.default(tensor, **kwargs)
+
+
+def _grouped_mm(a: torch.Tensor, b: torch.Tensor, offsets: torch.Tensor | None = None, *_: Any) -> torch.Tensor:
+    """The products of a mixture of experts; the operator's own function of shapes refuses float32."""
+    groups = [len(offsets)] if a.dim() == b.dim() == 2 else []
+    return a.new_empty(*groups, a.shape[-2], b.shape[-1])
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

@@ -1,0 +1,198 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m trl_cppo plan`: from a folder with a configuration to flags that fit."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from conftest import make_rows
+from family_cases import prompt_text
+from tiny_models import build
+
+from trl_cppo.__main__ import main
+from trl_cppo.commands.plan.arguments import GIB, PlanArguments
+from trl_cppo.commands.plan.command import make_plan
+from trl_cppo.commands.plan.counts.batch import MicroBatch
+from trl_cppo.commands.plan.counts.images import ImageMaker, load_image_processor
+from trl_cppo.commands.plan.counts.update import UpdateBench
+from trl_cppo.commands.plan.model import Lora, build_model, count_parameters, load_config, states_of
+from trl_cppo.commands.plan.rows import measure
+from trl_cppo.commands.plan.search import Planner
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of a model without weights and tokenizer."""
+    path = tmp_path_factory.mktemp("model")
+    model, processor = build("qwen2_5_vl")
+    model.config.save_pretrained(path)
+    processor.image_processor.save_pretrained(path)
+    assert {file.name for file in path.iterdir()} == {"config.json", "preprocessor_config.json"}
+    return path
+
+
+def arguments(folder, **changes):
+    small = dict(
+        image_size=["84x42"], prompt_tokens=20, max_completion_length=24, num_generations=4, prompts_per_step=4
+    )
+    return PlanArguments(str(folder), **{**small, **changes})
+
+
+def planner(args):
+    config = load_config(args.model)
+    processor, _ = load_image_processor(args.model, config)
+    model = build_model(config, args.torch_dtype, args.lora, args.gradient_checkpointing)
+    bench = UpdateBench(model, ImageMaker(processor, config.model_type), share_prefix=args.share_prefix)
+    return Planner(args, bench, lambda what: None)
+
+
+def used(fit, args):
+    return fit.states.total + fit.reference + fit.worst.peak_bytes + args.vllm_bytes
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_the_largest_micro_batch_that_fits_is_chosen(folder, share_prefix):
+    args = arguments(folder, share_prefix=share_prefix)
+    planned = planner(args)
+    peaks = {size: used(planned._fit(2, size), args) for size in (1, 2, 4, 8, 16)}
+    assert sorted(peaks.values()) == list(peaks.values())
+    for size, peak in peaks.items():
+        planned.args = dataclasses.replace(args, gpu_memory=(peak + 100) / (1 - 0.1) / GIB)
+        fit = planned.fit()
+        assert (fit.rows, fit.accumulation, fit.zero_stage) == (size, 16 // size, 2)
+        assert 0 <= fit.free <= 101
+    planned.args = dataclasses.replace(args, gpu_memory=(peaks[1] - 100) / (1 - 0.1) / GIB)
+    fit = planned.fit()
+    assert fit.rows == 1 and -101 <= fit.free < 0
+
+
+def test_stage_3_is_suggested_where_stage_2_leaves_no_room(folder):
+    args = arguments(folder, num_gpus=4)
+    planned = planner(args)
+    second = planned._fit(2, 1)
+    planned.args = dataclasses.replace(args, gpu_memory=(used(second, args) - 1000) / 0.9 / GIB)
+    fit = planned.fit()
+    assert fit.zero_stage == 3 and fit.free >= 0
+    planned.args = args
+    assert planned.fit().zero_stage == 2
+    assert planner(arguments(folder, use_peft=True)).fit().zero_stage == 0
+
+
+def test_states_of_each_stage(folder):
+    model = build_model(load_config(str(folder)))
+    total, trained = count_parameters(model)
+    assert total == trained == sum(parameter.numel() for parameter in build("qwen2_5_vl")[0].parameters())
+    bytes_of = {stage: states_of(model, torch.bfloat16, stage, 4, False) for stage in range(4)}
+    assert [bytes_of[stage].total / total for stage in range(4)] == pytest.approx([8, 7, 5.5, 4], rel=1e-4)
+    assert states_of(model, torch.float32, 0, 1, False).total == 16 * total
+    lora = build_model(load_config(str(folder)), lora=Lora(4, ("q_proj",)))
+    total, trained = count_parameters(lora)
+    assert states_of(lora, torch.bfloat16, 0, 4, True).total == 2 * (total - trained) + 16 * trained
+    assert 0 < trained < total / 20
+
+
+def test_a_step_of_plain_rows_costs_one_and_two_f_of_grpo(folder):
+    planned = planner(arguments(folder, share_prefix=False))
+    for share in (0.0, 0.5, 0.6, 1.0):
+        planned.args = dataclasses.replace(planned.args, gated_share=share)
+        cost = planned.cost(4)
+        assert cost.flops / cost.grpo_flops == pytest.approx(1 + 2 * share, rel=0.01)
+        assert cost.tokens / cost.grpo_tokens == pytest.approx(1 + 2 * share, rel=1e-6)
+    assert cost.grpo_tokens == 16 * (20 + 18 + 24)
+    assert 0.2 < cost.sampling_flops / cost.grpo_flops < 0.34 and cost.scoring_flops == 0
+
+
+def test_a_shared_prefix_is_told_in_tokens(folder):
+    one = planner(arguments(folder, share_prefix=True, gated_share=0.5, prompt_tokens=40)).cost(4)
+    # A prompt of 58 tokens: its prefix once, then four rollouts of 1 + 24, and likewise two on each of two views.
+    assert one.tokens == 4 * (57 + 4 * 25 + 2 * (57 + 2 * 25))
+
+
+def test_reference_vllm_and_limits_count(folder):
+    plain, more = (planner(arguments(folder, **changes)) for changes in ({}, {"beta": 0.1, "use_vllm": True}))
+    first, second = plain._fit(2, 4), more._fit(2, 4)
+    assert second.reference == first.states.weights and more.args.vllm_bytes == round(0.3 * 80 * GIB)
+    assert more.cost(4).scoring_flops == 2 * more.cost(4).sampling_flops
+    assert first.free - second.free == second.reference + more.args.vllm_bytes
+    assert arguments(folder, use_vllm=True, vllm_enable_sleep_mode=True).vllm_bytes == 0
+    small = planner(arguments(folder, image_size=["840x420"], max_pixels=84 * 42))
+    assert small.longest == plain.longest
+
+
+def test_the_command_prints_a_plan(folder, capsys):
+    main(["plan", "--model", str(folder), "--image_size", "84x42", "--prompt_tokens", "20", "--max_completion_length", "24",
+          "--num_generations", "4", "--prompts_per_step", "4", "--num_prompts", "400", "--gpu_memory", "1"])  # fmt: skip
+    text = capsys.readouterr().out
+    for part in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "view rows",
+        "left",
+        "Not counted",
+        "GRPO's",
+        "hours",
+    ):
+        assert part in text, part
+    [size] = re.findall(r"--per_device_train_batch_size (\d+)", text)
+    [steps] = re.findall(r"--gradient_accumulation_steps (\d+)", text)
+    assert (
+        int(size) * int(steps) == 16 and "--zero_stage 2" in text and "Images 84 x 42: 18 tokens; prompts 38" in text
+    )
+
+
+def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
+    dataset = make_rows([1, 2, 1, 1], sizes=[(56, 56), (84, 42)])
+    dataset.save_to_disk(tmp_path / "data")
+    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false")
+    text = "\n".join(make_plan(args))
+    assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
+    assert "in rows of their own: share_prefix is False" in text
+    assert "tokenizer is not on this machine: texts of 20 tokens" in text
+    _, processor = build("qwen2_5_vl")
+    processor.save_pretrained(tmp_path / "words")
+    shape = measure(args.dataset_name, "train", str(tmp_path / "words"))
+    [text] = {len(processor.tokenizer(prompt_text(processor, 0))["input_ids"])}
+    assert (shape.num_rows, shape.largest.text, shape.largest.sizes) == (4, text + 4, ((84, 42), (56, 56)))
+    assert shape.usual.sizes in (((56, 56),), ((84, 42),))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image_size", "448"], "width x height such as 448x448; got '448'"),
+        (["--gated_share", "2"], "--gated_share is a share from 0 to 1; got 2.0"),
+        (["--zero_stage", "4"], "--zero_stage must be one of 0, 1, 2, 3; got 4"),
+        (["--num_gpus", "3"], "do not divide by 3 GPUs; change --prompts_per_step"),
+        (["--prompt_tokens", "1"], "is too short"),
+        (["--per_device_train_batch_size", "3"], "--per_device_train_batch_size 3 must divide"),
+    ],
+)
+def test_wrong_flags_are_one_line(folder, flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--model", str(folder), *flags])
+    assert message in str(stopped.value) and "\n" not in str(stopped.value)
+
+
+def test_a_family_without_settings_of_its_images_is_refused(tmp_path):
+    build("llava")[0].config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no preprocessor_config.json"):
+        make_plan(PlanArguments(str(tmp_path)))
+
+
+def test_a_family_that_was_not_checked_is_refused(tmp_path):
+    build("gemma3")[0].config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a gemma3, whose counts were not held to real tensors; plan knows glm4v, "):
+        make_plan(PlanArguments(str(tmp_path)))
+
+
+def test_rollouts_that_cannot_share_a_prefix_are_planned_in_rows_of_their_own(tmp_path):
+    model, processor = build("idefics2")
+    model.config.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    planned = planner(arguments(tmp_path))
+    assert "sliding window" in planned.bench.plain_because
+    assert planned.worst_case(8) == MicroBatch(2, 4, 3, False)
