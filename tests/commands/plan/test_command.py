@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m trl_cppo plan`: from a folder with a configuration to flags that fit."""
+"""`trl-cppo plan`: from a folder with a configuration to flags that fit."""
 
 import dataclasses
 import re
