@@ -3,12 +3,14 @@
 """The flags of `trl-cppo prepare`."""
 
 import argparse
+import hashlib
+from pathlib import Path
 from typing import Any
 
 from ..line import ShortErrors
-from .own_flags import add_flags, name_of, own_options
 from .rows import PROMPT_SUFFIX
 
+_OWN = ("question", "answer", "image", "system_prompt", "split_test")  # of data of one's own
 DESCRIPTION = """
 Bring hiyouga/geometry3k, TIGER-Lab/ViRL39K, lmms-lab/multimodal-open-r1-8k-verified or a data set of their columns into
 what CPPOTrainer and GRPOTrainer read: a folder of parquet files for `load_dataset(folder)` and `trl-cppo train
@@ -31,7 +33,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(program, description=DESCRIPTION, formatter_class=raw)
     parser.add_argument("--dataset", help="Hub id, local folder, or a jsonl, json, csv, tsv or parquet file.")
-    add_flags(parser)
+    _add_own_flags(parser)
     parser.add_argument("--output", required=True, help="Folder to make.")
     parser.add_argument("--split", nargs="+", help="Splits to prepare. Default: all.")
     parser.add_argument(
@@ -49,6 +51,49 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--num_proc", type=int, help="Processes. Default: 1.")
     parser.add_argument("--overwrite", action="store_true", help="Replace the output folder.")
     return parser
+
+
+def _add_own_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of data of one's own; the data set may stand in front without a flag."""
+    parser.add_argument("name", nargs="?", metavar="DATASET", help="The data set, without the flag --dataset.")
+    parser.add_argument("--question", metavar="COLUMN", help="Of the question. Default: question or problem.")
+    parser.add_argument("--answer", metavar="COLUMN", help="Of the final answer. Default: answer or solution.")
+    parser.add_argument(
+        "--image", metavar="COLUMN", nargs="+",
+        help="Of an image, a list of images, or their paths from the file's folder. Default: images, image or file_name.",
+    )  # fmt: skip
+    parser.add_argument("--system_prompt", metavar="TEXT", help="A system message in front of each question.")
+    parser.add_argument(
+        "--split_test", metavar="SHARE", type=float,
+        help="Hold out this share of the training rows as the split 'test', such as 0.05; no image is on both sides.",
+    )  # fmt: skip
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """
+    The data set's name.
+
+    Raises:
+        `ValueError`: if it is missing, or there are two.
+    """
+    if (args.name is None) == (args.dataset is None):
+        given = "is missing" if args.name is None else f"is given twice, {args.name} and {args.dataset}"
+        raise ValueError(f"the data set {given}: name one Hub id, folder or file.")
+    return args.name or args.dataset
+
+
+def own_options(args: argparse.Namespace) -> dict[str, Any]:
+    """By the names of `prepare`'s arguments, only those that are set: records of older folders have no such entry."""
+    return {name: getattr(args, name) for name in _OWN if getattr(args, name) is not None}
+
+
+def content_of(name: str) -> dict[str, str]:
+    """For the record: a file's digest, since a file of one's own changes; of folders and the Hub nothing."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..line import stop
 from ..loading import check_folder
-from .arguments import make_parser, options_of
+from .arguments import content_of, make_parser, options_of
 from .build import is_made_with, prepare, write
-from .own_flags import content_of
 from .summary import describe
 
 
