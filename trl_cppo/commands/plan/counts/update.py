@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from .... import digits
 from ....config import CPPOConfig
 from ....scoring import shared_prefix
+from ....scoring.parts import trains_sight_alone
 from ....trainer import CPPOTrainer
 from .batch import MicroBatch, Rollout, make_batch, prompt_of
 from .counting import count
@@ -79,7 +80,7 @@ class UpdateBench:
             has_aux_loss = (own if router_aux_loss_coef is None else router_aux_loss_coef) != 0
             self.plain_because = shared_prefix.packing_obstacle([model], self._trainer.args, has_aux_loss, False)
         if self.plain_because is None:
-            self._prefix = shared_prefix.SharedPrefix(model, num_processes=1, always=share_prefix is True)
+            self._prefix = shared_prefix.SharedPrefix(model, trains_sight_alone(model), always=share_prefix is True)
             self._prefix.attach(model)
         self._image_tokens: dict[Sizes, int] = {}
 
