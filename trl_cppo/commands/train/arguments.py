@@ -34,6 +34,13 @@ class CPPOScriptArguments(ScriptArguments):
     eval_every: int = field(
         default=20, metadata={"help": "Steps between two measurements of the embedded digits run."}
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Stop before the first update: generates one batch, computes its losses and gradients, and shows a completion, its "
+            "rewards and views, tokens, memory and time. Nothing is saved but a picture of the views, beside the output folder."
+        },
+    )
 
 
 EPILOG = """--config FILE: a YAML file of settings by the flags' names, below those that are given; or the name of a recipe of the

@@ -16,6 +16,7 @@ from ...run.card.plotting import metric_history
 from ...trainer import CPPOTrainer
 from ..line import is_ours, leave, stop
 from .arguments import is_embedded, parse
+from .dry_run import DryRunTrainer
 from .job import digits_job, job_from_arguments, make_trainer
 
 
@@ -77,7 +78,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
             job = digits_job(script_args, training_args)
         else:
             job = job_from_arguments(script_args, training_args, model_args)
-        trainer = make_trainer(job, training_args, model_args)
+        trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
         trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
         stop(program, error)
@@ -93,6 +94,9 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     finally:
         close_bars(trainer)
 
+    if script_args.dry_run:
+        end(trainer)
+        return
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         write_metrics(trainer)
@@ -102,6 +106,11 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     trainer.accelerator.print(f"Model, card, {shown} are in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    end(trainer)
+
+
+def end(trainer: CPPOTrainer) -> None:
+    """Of a run that went well."""
     trainer.accelerator.wait_for_everyone()
     trainer.end()
     leave(trainer.accelerator.num_processes, trainer.accelerator.device.type)

@@ -89,10 +89,12 @@ def model_init_kwargs(training_args: CPPOConfig, model_args: ModelConfig) -> dic
     }
 
 
-def make_trainer(job: Job, training_args: CPPOConfig, model_args: ModelConfig) -> CPPOTrainer:
+def make_trainer(
+    job: Job, training_args: CPPOConfig, model_args: ModelConfig, trainer_class: type[CPPOTrainer] = CPPOTrainer
+) -> CPPOTrainer:
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
     training_args.reward_weights = training_args.reward_weights or job.reward_weights
-    return CPPOTrainer(
+    return trainer_class(
         model=job.model,
         reward_funcs=job.reward_funcs,
         args=training_args,
