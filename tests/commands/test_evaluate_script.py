@@ -224,7 +224,7 @@ def test_errors_are_one_line_that_says_what_to_do(own, error, tmp_path, monkeypa
     assert "--compare with two results" in error()
     assert "nowhere.json cannot be read" in error("--compare", "nowhere.json", "out.json")
     (tmp_path / "list.json").write_text("[]")
-    assert "list.json holds no results of evaluate.py" in error(*own, "--compare", "list.json")
+    assert "list.json holds no results of trl-cppo evaluate" in error(*own, "--compare", "list.json")
     (tmp_path / "out.json").write_text("[]")
     assert "out.json holds no results" in error(*own)
     (tmp_path / "my_rewards.py").write_text("def even(**kwargs):\n    return [1.0]\n")

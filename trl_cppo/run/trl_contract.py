@@ -80,7 +80,7 @@ _CODE = {
 # What GRPOTrainer's constructor sets and we read or change: always, with vLLM, without it.
 ATTRIBUTES = frozenset({
     "_buffered_inputs", "_logs", "_metrics", "_step", "_tokenizer", "aux_loss_enabled", "environment_factories", "log_completions",
-    "log_multimodal", "num_generations", "num_generations_eval", "ref_model", "reward_func_names", "reward_weights",
+    "log_multimodal", "num_generations", "num_generations_eval", "ref_model", "reward_func_names", "reward_funcs", "reward_weights",
     "tools", "use_vllm",
 })  # fmt: skip
 VLLM_ATTRIBUTES = frozenset({"vllm_generation", "_last_loaded_step"})

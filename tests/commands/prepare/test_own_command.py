@@ -156,9 +156,9 @@ def test_training_on_own_data_says_the_command_and_the_command_works(tmp_path, m
     monkeypatch.chdir(tmp_path)
     photos(Path("mine", "photos"))
     jsonl(Path("mine", "mine.jsonl"), [{names.get(key, key): value for key, value in row.items()} for row in OWN_ROWS])
-    with pytest.raises(ValueError, match=r"^mine.* its columns are \[.*Prepare it: python ") as error:
+    with pytest.raises(ValueError, match=r"^mine.* its columns are \[.*Prepare it: trl-cppo prepare ") as error:
         load_split("mine" if folder else "mine/mine.jsonl", "train")
-    command = re.search(r"Prepare it: (python .*?), and ", str(error.value))[1]
+    command = re.search(r"Prepare it: (trl-cppo .*?), and ", str(error.value))[1]
     run(*filled(command, names))
     assert len(load_split("data/prepared", "train", ("prompt", "solution"))) == 3
     assert set(load_splits("data/prepared")) == {"train"}
