@@ -136,6 +136,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        card_base (`str`, *optional*):
+            Set it to what training began from, in words, where the name of a local folder says little, for the model card.
         rewards (`torch.Tensor` of shape `(rollouts, reward functions)`, float32):
             Of the last generation batch, of all processes; NaN where a function gave `None`.
 
@@ -246,6 +248,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.table = CompletionsTable(self._tokenizer, *place) if self.log_completions and args.cpl_coef != 0 else None
         self.card_example: CardExample | None = None
         self.card_dataset: str | None = None
+        self.card_base: str | None = None
         self.weights_clock = WeightsClock()
         self.add_callback(self.weights_clock)
         self._saving_checkpoint = False  # which is not lost for its card
@@ -580,7 +583,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             state=self.state,
             trl_card=ModelCard.load(Path(args.output_dir) / "README.md"),
             paper=self._paper,
-            base=find_base_model(self.model.config),
+            base=find_base_model(self.model.config, self.card_base),
             dataset=self.card_dataset or hub_dataset(self.train_dataset),
             is_adapter=is_peft_model(self.model),
             rounded_by_default=rounded_by_default(self.model),

@@ -21,10 +21,17 @@ class CardExample:
     """
     An image and a question that the card's quick start shows. The image is saved beside the card, so choose one that
     may be published.
+
+    Args:
+        image (`PIL.Image.Image`): to ask about.
+        question (`str`): what is asked.
+        solution (`str`, *optional*): the right answer. Given, the answers that the log has (`held_out_answer`, as of
+            [`~trl_cppo.digits.HeldOutAccuracy`]) are taken for answers to this question, and shown: before and after.
     """
 
     image: Image.Image
     question: str
+    solution: str | None = None
 
     def as_seen(
         self, max_pixels: int | None, min_pixels: int | None, to_rgb: Callable[[Image.Image], Image.Image]
@@ -52,7 +59,8 @@ class Hardware:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> "Hardware":
-        device = f"CPU ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        device = f"CPU ({threads} thread{'s' if threads > 1 else ''})"
         if accelerator.device.type == "cuda":
             device = torch.cuda.get_device_name(accelerator.device)
         distributed = accelerator.distributed_type.value
