@@ -7,9 +7,8 @@ import warnings
 
 # Category, beginning of the message, module that is warned of.
 _WARNINGS = [
-    # TRL's configuration sets it, whatever the user does.
-    (FutureWarning, "`gradient_checkpointing` is deprecated", r"transformers\."),
-    (FutureWarning, "`is_gradient_checkpointing` is deprecated", r"transformers\."),  # which TRL reads
+    # TRL sets it, whatever the user does, and calls the methods.
+    (FutureWarning, "`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated", r"transformers\."),
     # DeepSpeed calls them.
     (FutureWarning, r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated", r"torch\."),
     (UserWarning, "'pin_memory' argument is set as true but no accelerator is found", r"torch\.utils\.data"),

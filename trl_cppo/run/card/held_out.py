@@ -51,4 +51,5 @@ def wilson_interval(share: float, questions: int) -> list[float]:
     spread = _Z**2 / questions
     centre = share + spread / 2
     half = _Z * math.sqrt(share * (1 - share) / questions + spread / (4 * questions))
-    return [max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))]
+    low, high = (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+    return [max(0.0, min(share, low)), min(1.0, max(share, high))]  # an end at 0 or 1 is not missed by rounding

@@ -30,7 +30,7 @@ def embedded_results(history: list[dict[str, Any]], step: int) -> list[EvalResul
     share, questions = measured[step]["held_out_accuracy"], measured[step].get("held_out_questions")
     details = {
         "questions": questions,  # logs of earlier versions lack it
-        "interval": wilson_interval(share, questions) if questions else None,
+        "interval": [round(end, 6) for end in wilson_interval(share, questions)] if questions else None,
         "before training": measured[0]["held_out_accuracy"] if 0 in measured else None,
         "measured": "during training",
     }
