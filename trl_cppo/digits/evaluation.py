@@ -17,6 +17,8 @@ from transformers import (
 
 from .task import MAX_RESPONSE_TOKENS, boxes_the_sum
 
+SHOWN = 3  # canvases whose answers are logged: the first ones, not chosen ones
+
 
 @torch.no_grad()
 def greedy_responses(
@@ -59,7 +61,7 @@ def _are_right(responses: list[str], dataset: Dataset) -> list[bool]:
 class HeldOutAccuracy(TrainerCallback):
     """
     Logs into the trainer's log history, before the first step, every few steps and after the last: `held_out_accuracy`,
-    `held_out_questions`, and the answer to the first of them, `held_out_answer` with `held_out_answer_is_right`.
+    `held_out_questions`, and of the first three of them `held_out_answers` and `held_out_answers_are_right`.
 
     Args:
         dataset (`Dataset`): the held-out canvases.
@@ -84,8 +86,8 @@ class HeldOutAccuracy(TrainerCallback):
                 "step": state.global_step,
                 "held_out_accuracy": value,
                 "held_out_questions": len(right),  # the model card says on how many
-                "held_out_answer": responses[0],
-                "held_out_answer_is_right": right[0],
+                "held_out_answers": responses[:SHOWN],
+                "held_out_answers_are_right": right[:SHOWN],
             }
         )
         if self.show and state.is_world_process_zero:

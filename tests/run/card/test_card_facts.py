@@ -17,7 +17,7 @@ from transformers import TrainerState
 
 from trl_cppo import CPPOConfig
 from trl_cppo.run.card import CardExample, CardFacts, Hardware, write_card
-from trl_cppo.run.card.held_out import Answer, wilson_interval
+from trl_cppo.run.card.held_out import Answers, wilson_interval
 from trl_cppo.run.card.plotting import Shown, plot_training
 from trl_cppo.run.card.sources import BaseModel
 
@@ -33,7 +33,7 @@ def facts(tmp_path):
     log = [{"step": step, "reward": step / 8, "cpl/loss": 2.0 if step == 7 else None} for step in range(1, 13)]
     log.append({"step": 12, "eval_reward": 0.375})
     for step, share in ((0, 0.5), (12, 0.75)):
-        answer = {"held_out_answer": f"<b>{step}</b>", "held_out_answer_is_right": step > 0}
+        answer = {"held_out_answers": [f"<b>{step}</b>", ""], "held_out_answers_are_right": [step > 0, False]}
         log.append({"step": step, "held_out_accuracy": share, "held_out_questions": 500, **answer})
     return CardFacts(
         args=args,
@@ -45,7 +45,8 @@ def facts(tmp_path):
         is_adapter=True,
         rounded_by_default=True,
         hub_model_id="someone/adapters",
-        example=CardExample(picture(1), "What is it?", "12|13"),
+        example=CardExample(picture(1), "What is it?"),
+        held_out=[CardExample(picture(2), "How many?", "12|13"), CardExample(picture(3), "Which?", "a")],
         rewards=[("is_right", 0.9), ("is_short", 0.1)],
         preserving=["noise", "colors", "noise"],
         removing=["crop"],
@@ -68,8 +69,9 @@ def test_a_card_is_made_from_facts_alone(facts, tmp_path):
         "| Rewards | 0.9 · is\\_right, 0.1 · is\\_short |", "A GPU, 2 processes, MULTI_GPU, mixed precision `bf16`",
         "| `reward` | 0.9375 | 10 | 3 to 12 |", "| `cpl/loss` | 2 | 1 | 7 |", "| `eval_reward` | 0.375 | 1 | 12 |",
         "| digits (test) | accuracy, greedy | 0.75 | 0.7102–0.786 |", "questions 500", "before training 0.5", "- peft ",
-        "What is it? Right is 12\\|13.", "| before training | &lt;b&gt;0&lt;/b&gt; | wrong |",
-        "| after step 12 | &lt;b&gt;12&lt;/b&gt; | right |", "(example.png)", "others round, and so sample, otherwise",
+        "| How many? | 12\\|13 | before training | &lt;b&gt;0&lt;/b&gt; | wrong |",
+        "| How many? | 12\\|13 | after step 12 | &lt;b&gt;12&lt;/b&gt; | right |",
+        "| Which? | a | after step 12 | (nothing) | wrong |", "others round, and so sample, otherwise",
         "model_id = 'someone/adapters'", 'dtype="float32"', "PeftModel", "'What is it?'", "max_new_tokens=99",
     ]:  # fmt: skip
         assert line in card.text, line
@@ -86,7 +88,7 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
     facts.args.cpl_coef = 0.0
     other = replace(
         facts, base=BaseModel(), dataset=None, is_adapter=False, rounded_by_default=False, hub_model_id=None,
-        example=None, hardware=Hardware("CPU (2 threads)", 1, "NO", "no"), uses_deepspeed=True,
+        example=None, held_out=[], hardware=Hardware("CPU (2 threads)", 1, "NO", "no"), uses_deepspeed=True,
     )  # fmt: skip
     write_card(other, folder, "A name")
     card = ModelCard.load(folder / "README.md")
@@ -97,7 +99,7 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
         "CPU (2 threads), 1 process, mixed precision `no`", "model_id = 'out/checkpoint-7'", "ImageDraw", "- deepspeed ",
     ]:  # fmt: skip
         assert line in card.text, line
-    for line in ("cpl_coef`)", "before training |", "A Paper]", "crop", "peft", "dtype=", "example.png", "A GPU"):
+    for line in ("cpl_coef`)", "(nothing)", "A Paper]", "crop", "peft", "dtype=", "example.png", "A GPU"):
         assert line not in card.text, line
     assert os.listdir(tmp_path / "out") == ["checkpoint-7"]  # a checkpoint's card is written there alone
 
@@ -105,7 +107,10 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
 # The picture ----------------------------------------------------------------------------------------------------------
 
 SHARES = ("held_out_accuracy", "cpl/contrast_accuracy", "cpl/perception_ratio")
-ANSWERS = [Answer("before training", "$x$ $y$", False), Answer("after step 4", "<think>" + 200 * "see " + "7", True)]
+ANSWERS = [
+    Answers("before training", ["$x$ $y$", "7"], [False, True]),
+    Answers("after step 4", ["<think>" + 200 * "see " + "\\boxed{7}", ""], [True, False]),
+]
 
 
 @pytest.mark.parametrize(("right", "questions"), [(356, 500), (0, 7), (7, 7), (1, 2), (13, 20)])
@@ -128,10 +133,8 @@ def test_the_picture_has_no_empty_panel_and_shares_from_0_to_1(tmp_path, monkeyp
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
     history = {name: [[step, 0.25 + step / 100] for step in (0, 2, 30)] for name in names}
-    card_example = CardExample(picture(1), "What?", "7") if example else None
-    plot_training(
-        history, tmp_path / "a.png", Shown("A title", "a machine", 500, card_example, ANSWERS if example else [])
-    )
+    examples = [CardExample(picture(place), "What?", "7") for place in (1, 2)] if example else []
+    plot_training(history, tmp_path / "a.png", Shown("A title", "a machine", 500, examples, ANSWERS))
     [figure] = figures
     assert "a machine" in figure.get_supxlabel() and len(figure.axes) == sum(rows)
     for axes in figure.axes:

@@ -184,18 +184,19 @@ def test_the_held_out_accuracy_of_the_embedded_run(tmp_path):
     assert not write(trainer).data.eval_results  # nothing was measured of these weights
 
 
-def test_the_number_of_held_out_questions_comes_with_their_accuracy_and_one_answer(random_model, tmp_path):
+def test_the_number_of_held_out_questions_comes_with_their_accuracy_and_answers(random_model, tmp_path):
     dataset = digits.make_dataset("held_out", 3, seed=1)
     held_out = digits.HeldOutAccuracy(dataset, every=1)
     trainer = make_trainer(tmp_path / "out", max_steps=1, callbacks=[held_out], model=str(random_model))
-    trainer.card_example = CardExample(dataset[0]["image"], digits.task.PROMPT, dataset[0]["solution"])
+    trainer.card_held_out = [CardExample(row["image"], digits.task.PROMPT, row["solution"]) for row in dataset]
     trainer.card_base = "a tiny model_"
     trainer.train()
     card = write(trainer)
     [result] = card.data.eval_results
     assert result.metric_args["questions"] == 3 and result.metric_args["interval"][0] <= result.metric_value
-    assert card.text.count("| before training |") == card.text.count("| after step 1 |") == 1
-    assert f"Right is {dataset[0]['solution']}." in card.text
+    for solution in dataset["solution"]:
+        for when in ("before training", "after step 1"):
+            assert f"| sum? | {solution} | {when} | " in card.text
     assert "A fine-tuned version of a tiny model\\_, trained" in card.text and random_model.name not in card.text
 
 

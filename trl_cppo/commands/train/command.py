@@ -46,7 +46,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
         stop(program, error)
-    trainer.card_example, trainer.card_base = job.card_example, job.card_base
+    trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
     lines = show_lines(trainer)

@@ -25,8 +25,7 @@ class CardExample:
     Args:
         image (`PIL.Image.Image`): to ask about.
         question (`str`): what is asked.
-        solution (`str`, *optional*): the right answer. Given, the answers that the log has (`held_out_answer`, as of
-            [`~trl_cppo.digits.HeldOutAccuracy`]) are taken for answers to this question, and shown: before and after.
+        solution (`str`, *optional*): the right answer.
     """
 
     image: Image.Image
@@ -83,6 +82,8 @@ class CardFacts:
         rounded_by_default (`bool`): whether `from_pretrained` may round some of the saved weights.
         hub_model_id (`str`, *optional*): the repository, once it exists; before that `args.hub_model_id` may name it.
         example ([`CardExample`], *optional*): what the quick start asks, with the image as the model sees it.
+        held_out (`list[CardExample]`): what the log's `held_out_answers` answer, with solutions, as of
+            [`~trl_cppo.digits.HeldOutAccuracy`]; likewise as seen. Empty, no answer is shown.
         rewards (`list[tuple[str, float]]`): name and weight of each reward function.
         preserving (`list[str]`): names of the information-preserving views.
         removing (`list[str]`): names of the information-removing views.
@@ -101,6 +102,7 @@ class CardFacts:
     rounded_by_default: bool
     hub_model_id: str | None
     example: CardExample | None
+    held_out: list[CardExample]
     rewards: list[tuple[str, float]]
     preserving: list[str]
     removing: list[str]

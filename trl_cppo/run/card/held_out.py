@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What a log says of held-out questions, of which digits.HeldOutAccuracy writes: how sure an accuracy is, and one answer."""
+"""What a log says of held-out questions, of which digits.HeldOutAccuracy writes: how sure an accuracy is, and some answers."""
 
 import math
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ _Z = 1.959963984540054  # 95 % of a normal distribution lie within so many stand
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model said, when ("before training" or "after step 120"), and whether that is right."""
+class Answers:
+    """What the model said to the held-out examples, when ("before training" or "after step 120"), and which of it is right."""
 
     when: str
-    text: str
-    is_right: bool
+    texts: list[str]
+    are_right: list[bool]
 
 
-def first_and_last_answer(history: list[dict[str, Any]]) -> list[Answer]:
-    """The answers to the held-out example in a log: that before training and the last one; one or none, if there are no more."""
-    found = [entry for entry in history if isinstance(entry.get("held_out_answer"), str)]
+def first_and_last_answers(history: list[dict[str, Any]]) -> list[Answers]:
+    """Those before training and the last ones, as far as they are in a log."""
+    found = [entry for entry in history if entry.get("held_out_answers")]
     kept = [found[0], found[-1]] if len(found) > 1 else found
     return [
-        Answer(
+        Answers(
             f"after step {entry['step']}" if entry["step"] else "before training",
-            entry["held_out_answer"],
-            bool(entry.get("held_out_answer_is_right")),
+            entry["held_out_answers"],
+            entry["held_out_answers_are_right"],
         )
         for entry in kept
     ]

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ...config import CPPOConfig
 from .facts import CardExample, CardFacts, Hardware
-from .held_out import first_and_last_answer, questions_of
+from .held_out import first_and_last_answers, questions_of
 from .markdown import escape, is_number, number, one_line, table
 from .plotting import Shown, metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
@@ -97,27 +97,31 @@ def _plot(facts: CardFacts, folder: Path, name: str) -> str:
     if not history or find_spec("matplotlib") is None:
         return ""
     method = "GRPO" if facts.args.cpl_coef == 0 else "CPPO"
-    log, example = facts.state.log_history, facts.example
-    answers = first_and_last_answer(log) if example is not None and example.solution is not None else []
+    log = facts.state.log_history
     machine = f"{facts.hardware.device}, torch {version('torch')}"
-    shown = Shown(f"{method}: {name}", machine, questions_of(log), example, answers)
+    answers = first_and_last_answers(log) if facts.held_out else []
+    shown = Shown(f"{method}: {name}", machine, questions_of(log), facts.held_out, answers)
     plot_training(history, folder / "training.png", shown)
     return "![Metrics over the steps of the training](training.png)"
 
 
 def _answers(facts: CardFacts) -> str:
-    """The example before and after, where the log has answers to it."""
-    if facts.example is None or facts.example.solution is None:
+    """The held-out examples before and after, where the log has answers to them."""
+    answers = first_and_last_answers(facts.state.log_history)
+    if not facts.held_out or not answers:
         return ""
-    answers = first_and_last_answer(facts.state.log_history)
-    if not answers:
-        return ""
-    rows = [(a.when, escape(a.text) or "(nothing)", "right" if a.is_right else "wrong") for a in answers]
-    return (
-        f"One held-out example (the first, not a chosen one): {escape(facts.example.question)} Right is "
-        f"{escape(facts.example.solution)}.\n\n![the image of the example]({EXAMPLE_IMAGE})\n\n"
-        + table(rows, ["when", "greedy answer", "judged"])
-    )
+    rows = [
+        (escape(example.question), escape(example.solution), moment.when, escape(text) or "(nothing)", _judged(right))
+        for place, example in enumerate(facts.held_out)
+        for moment in answers
+        for text, right in zip(moment.texts[place : place + 1], moment.are_right[place : place + 1], strict=True)
+    ]
+    what = "The first held-out examples, not chosen ones; the picture shows their images:"
+    return f"{what}\n\n" + table(rows, ["question", "right answer", "when", "greedy answer", "judged"])
+
+
+def _judged(right: bool) -> str:
+    return "right" if right else "wrong"
 
 
 def _is_of_these_weights(facts: CardFacts, path: Path) -> bool:

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a training run. Needs matplotlib (`pip install "trl-cppo[digits]"`)."""
 
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .facts import CardExample
-from .held_out import Answer, wilson_interval
+from .held_out import Answers, wilson_interval
 
 # Okabe and Ito's palette: told apart with any colour vision. Shares stand in a row of their own, on one axis from 0 to 1.
 _SHARES = [
@@ -21,6 +20,7 @@ _OTHERS = [
     ("cpl/loss", "Contrastive Perception Loss", "#D55E00"),
 ]
 _SMOOTHING = 10  # logged values in the running mean
+_WIDTH = 48  # characters of a line of text in a panel
 _SIZE = 4.2, 3.1  # inches of a panel, where three stand in a row
 
 Series = list[list[float]]
@@ -35,15 +35,15 @@ class Shown:
         title (`str`): heading of the picture.
         machine (`str`): what the numbers were measured on; they are others elsewhere.
         questions (`int`, *optional*): that the held-out accuracy is of, for its interval.
-        example ([`CardExample`], *optional*): what `answers` answer.
-        answers (`list[Answer]`): before and after.
+        examples (`list[CardExample]`): what `answers` answer, three at most.
+        answers (`list[Answers]`): before and after.
     """
 
     title: str
     machine: str
     questions: int | None
-    example: CardExample | None
-    answers: list[Answer]
+    examples: list[CardExample]
+    answers: list[Answers]
 
 
 def metric_history(log_history: list[dict[str, Any]]) -> dict[str, Series]:
@@ -79,7 +79,7 @@ def plot_training(history: dict[str, Series], path: str | Path, shown: Shown) ->
 
     if not history:
         raise ValueError("No metric was logged, so there is nothing to plot. Lower logging_steps or train longer.")
-    rows = panel_rows(history, with_answers=bool(shown.answers and shown.example))
+    rows = panel_rows(history, with_answers=bool(shown.answers and shown.examples))
     width, height = _SIZE
     figure = Figure(figsize=(width * max(map(len, rows)), height * len(rows) + 0.3), layout="constrained")
     figure.suptitle(shown.title)
@@ -92,7 +92,7 @@ def plot_training(history: dict[str, Series], path: str | Path, shown: Shown) ->
         for column, panel in enumerate(panels):
             axes = figure.add_subplot(grid[place, column * span : (column + 1) * span])
             if panel is None:
-                _draw_answers(axes, shown.example, shown.answers)
+                _draw_answers(axes, shown.examples, shown.answers)
             else:
                 _draw_panel(axes, history[panel[0]], *panel, shown.questions)
     figure.savefig(path, dpi=120)
@@ -135,26 +135,33 @@ def _draw_measured(axes: Any, steps: tuple, values: tuple, color: str, questions
         axes.legend(fontsize=8, frameon=False, loc="lower right")
 
 
-def _draw_answers(axes: Any, example: CardExample, answers: list[Answer]) -> None:
-    """The image, and what was answered. All text as it is: a model may write what would be mathematics or markup."""
-    axes.set_title("one held-out example", fontsize=10)
+def _draw_answers(axes: Any, examples: list[CardExample], answers: list[Answers]) -> None:
+    """The images, and what was answered. All text as it is: a model may write what would be mathematics or markup."""
+    axes.set_title("held-out examples, the first ones", fontsize=10)
     axes.axis("off")
-    picture = axes.inset_axes((0.0, 0.2, 0.3, 0.6))
-    picture.imshow(example.image, cmap="gray", interpolation="nearest")
-    picture.axis("off")
-    lines = [_short(f"{example.question} Right is {example.solution}.")]
-    for answer in answers:
-        lines += [f"{answer.when}, {'right' if answer.is_right else 'wrong'}:", _short(answer.text)]
-    axes.text(
-        0.33, 0.5, "\n".join(lines), transform=axes.transAxes, va="center", fontsize=7.5, linespacing=1.5, parse_math=False,
-    )  # fmt: skip
+    height = 1 / len(examples)
+    for place, example in enumerate(examples):
+        bottom = 1 - (place + 1) * height
+        picture = axes.inset_axes((0.0, bottom + 0.02, 0.24, height - 0.04))
+        picture.imshow(example.image, cmap="gray", interpolation="nearest")
+        picture.axis("off")
+        lines = [_short(f"{example.question} Right is {example.solution}.", 1)]
+        for moment in answers:
+            if place < len(moment.texts):
+                judged = "right" if moment.are_right[place] else "wrong"
+                lines.append(_short(f"{moment.when}, {judged}: {moment.texts[place]}", 2))
+        axes.text(
+            0.27, bottom + height / 2, "\n".join(lines), transform=axes.transAxes, va="center", fontsize=7, linespacing=1.3,
+            parse_math=False,
+        )  # fmt: skip
 
 
-def _short(text: str) -> str:
-    """At most four lines of a text, of which the end counts most; a closing mark ends its line."""
-    text = "".join(c if c.isprintable() else " " for c in text).replace("</think>", "</think>\n")
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 42)] or ["(nothing)"]
-    return "\n".join(lines if len(lines) <= 4 else [*lines[:2], "…", lines[-1]])
+def _short(text: str, most: int) -> str:
+    """A text in so many lines; of a longer one begin and end."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    if len(text) > most * _WIDTH:
+        text = f"{text[: most * _WIDTH - 16]} … {text[-12:]}"
+    return "\n".join(text[start : start + _WIDTH] for start in range(0, len(text), _WIDTH))
 
 
 def _trailing_windows(values: tuple[float, ...]) -> list[tuple[float, ...]]:
