@@ -37,9 +37,7 @@ class StepLines(TrainerCallback):
         self._line = state.global_step, state.num_input_tokens_seen  # of the last line
         self._pace: tuple[float, int] | None = None  # when the first step of this call had ended, and which it was
         self._told = {entry["step"] for entry in _measured(state) if entry["step"] != state.global_step}
-        self._say(
-            f"Training on {on_what(self.hardware)}. A line every {_every(args, state)}; all metrics go into metrics.json."
-        )
+        self._say(f"Training on {on_what(self.hardware)}. {_every(args, state)}; all metrics go into metrics.json.")
         if args.cpl_coef != 0:
             self._say("CPL: the Contrastive Perception Loss. Gated: the share of rollouts that have one.")
         if self._news(state):
@@ -111,8 +109,9 @@ def _place(state: TrainerState) -> str:
 
 
 def _every(args: Any, state: TrainerState) -> str:
-    steps = state.logging_steps if args.logging_strategy == "steps" else 0
-    return {0: "epoch", 1: "step"}.get(steps, f"{steps} steps")
+    if args.logging_strategy == "steps":
+        return "A line every step" if state.logging_steps == 1 else f"A line every {state.logging_steps} steps"
+    return "A line every epoch" if args.logging_strategy == "epoch" else "No line a step (logging_strategy is no)"
 
 
 def _numbers(logs: Logs, prefix: str) -> list[str]:

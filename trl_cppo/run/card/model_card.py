@@ -46,6 +46,7 @@ def write_card(facts: CardFacts, folder: Path, model_name: str | None = None) ->
         data.model_name, data.eval_results = name, results
     if facts.example is not None:
         _save_image(facts.example, folder / EXAMPLE_IMAGE)
+    plot = _plot(facts, folder, name)
     card = ModelCard.from_template(
         data,
         template_str=files(__package__).joinpath("templates/model_card.md").read_text(encoding="utf-8"),
@@ -56,8 +57,8 @@ def write_card(facts: CardFacts, folder: Path, model_name: str | None = None) ->
         method=_method(facts),
         training_table=table(_settings(facts), ["setting", "value"]),
         last_logged=_last_logged(facts.state.log_history),
-        plot=_plot(facts, folder, name),
-        answers=_answers(facts),
+        plot=plot,
+        answers=_answers(facts, pictured=plot != ""),
         badges="\n".join(line for line in facts.trl_card.text.splitlines() if line.startswith("[<img ")),
         results=results_section(results),
         versions="\n".join(f"- {package} {version(package)}" for package in _packages(facts)),
@@ -105,7 +106,7 @@ def _plot(facts: CardFacts, folder: Path, name: str) -> str:
     return "![Metrics over the steps of the training](training.png)"
 
 
-def _answers(facts: CardFacts) -> str:
+def _answers(facts: CardFacts, pictured: bool) -> str:
     """The held-out examples before and after, where the log has answers to them."""
     answers = first_and_last_answers(facts.state.log_history)
     if not facts.held_out or not answers:
@@ -116,7 +117,7 @@ def _answers(facts: CardFacts) -> str:
         for moment in answers
         for text, right in zip(moment.texts[place : place + 1], moment.are_right[place : place + 1], strict=True)
     ]
-    what = "The first held-out examples, not chosen ones; the picture shows their images:"
+    what = f"The first held-out examples, not chosen ones{'; the picture shows their images' if pictured else ''}:"
     return f"{what}\n\n" + table(rows, ["question", "right answer", "when", "greedy answer", "judged"])
 
 
