@@ -136,6 +136,10 @@ class CPPOTrainer(RepairedGRPOTrainer):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        card_held_out (`list` of [`~trl_cppo.run.card.CardExample`]):
+            Set it to what the log's `held_out_answers` answer, which may be published, for the model card.
+        card_base (`str`, *optional*):
+            Set it to what training began from, in words, where the name of a local folder says little, for the model card.
         rewards (`torch.Tensor` of shape `(rollouts, reward functions)`, float32):
             Of the last generation batch, of all processes; NaN where a function gave `None`.
 
@@ -246,6 +250,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.table = CompletionsTable(self._tokenizer, *place) if self.log_completions and args.cpl_coef != 0 else None
         self.card_example: CardExample | None = None
         self.card_dataset: str | None = None
+        self.card_base: str | None = None
+        self.card_held_out: list[CardExample] = []
         self.weights_clock = WeightsClock()
         self.add_callback(self.weights_clock)
         self._saving_checkpoint = False  # which is not lost for its card
@@ -572,20 +578,21 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     def _card_facts(self) -> CardFacts:
         """What the main process knows, once TRL has written its own card."""
-        args, example = self.args, self.card_example
-        if example is not None:
-            example = example.as_seen(args.max_pixels, args.min_pixels, self.view_processor.to_rgb)
+        args = self.args
+        shown = [*([self.card_example] if self.card_example else []), *self.card_held_out]
+        shown = [one.as_seen(args.max_pixels, args.min_pixels, self.view_processor.to_rgb) for one in shown]
         return CardFacts(
             args=args,
             state=self.state,
             trl_card=ModelCard.load(Path(args.output_dir) / "README.md"),
             paper=self._paper,
-            base=find_base_model(self.model.config),
+            base=find_base_model(self.model.config, self.card_base),
             dataset=self.card_dataset or hub_dataset(self.train_dataset),
             is_adapter=is_peft_model(self.model),
             rounded_by_default=rounded_by_default(self.model),
             hub_model_id=self.hub_model_id,
-            example=example,
+            example=shown.pop(0) if self.card_example else None,
+            held_out=shown,
             rewards=list(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
             preserving=[get_callable_name(view) for view in self.view_maker.preserving],
             removing=[get_callable_name(view) for view in self.view_maker.removing],

@@ -58,14 +58,33 @@ def test_the_embedded_run_writes_all_it_promises_twice_the_same(warm_model, tmp_
     assert set(report["history"]) == {
         "reward", "held_out_accuracy", "cpl/loss", "cpl/perception_ratio", "cpl/contrast_accuracy",
     }  # fmt: skip
+    [low, high], machine = report["held_out_accuracy"]["after_interval"], report["machine_dependent"]
+    assert low < report["held_out_accuracy"]["after"] < high and report["held_out_accuracy"]["questions"] == 20
+    assert (
+        len(machine["times"]) == 3
+        and machine["hardware"]["num_processes"] == 1
+        and "other machines" in machine["note"]
+    )
+    assert "Warning" not in first.stderr and "it/s" not in first.stderr and "{" not in first.stdout
+    *_, last, result, where, command = first.stdout.splitlines()
+    assert last.startswith("step 2/2  reward ") and result.startswith("Held-out accuracy ") and "cppo-digits" in where
+    started = subprocess.run(
+        [sys.executable, "-m", *command.replace("trl-cppo", "trl_cppo").split()[1:], "--num_rows", "1"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+    assert started.returncode == 0 and (tmp_path / "report.html").is_file(), started.stderr
     card = (output / "README.md").read_text()
     assert "- cppo" in card and "# cppo-digits" in card and "(training.png)" in card
-    assert f"accuracy, greedy | {report['held_out_accuracy']['after']:.4g} |" in card
+    assert f"accuracy, greedy | {report['held_out_accuracy']['after']:.4g} | {low:.4g}–{high:.4g} |" in card
+    assert "a tiny Qwen2.5-VL (0.4 M parameters; trl\\_cppo.digits.warm\\_start" in card and "| after step 2 |" in card
     with Image.open(output / "training.png") as picture:
         assert min(picture.size) > 500
     second = run(*QUICK, "--output_dir", "again", cwd=tmp_path, launcher=[*launcher, "-m"], started=MODULE)
     assert second.returncode == 0, second.stderr[-3000:]
-    assert (tmp_path / "again" / "metrics.json").read_bytes() == (output / "metrics.json").read_bytes()
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    for metrics in (report, again):
+        del metrics["machine_dependent"]
+    assert json.dumps(again) == json.dumps(report)
 
 
 def test_own_model_and_data_with_a_config_file_adapters_and_resume(random_model, own_dataset, tmp_path):
@@ -92,6 +111,14 @@ def test_own_model_and_data_with_a_config_file_adapters_and_resume(random_model,
     assert report["steps"] == 2 and report["settings"]["cpl_coef"] == 0.5  # the flag wins over the file
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert "eval_reward" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
+    assert "Warning" not in result.stderr  # of libraries, of each other
+    lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    starts = [f"step {step}/2  {what}" for step in (1, 2) for what in ("reward", "evaluation:  reward")]
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+    assert all("  CPL " in line and "  gated " in line for line in lines) and lines[0].count("tokens/s") == 1
+    assert report["log_history"][0].keys() > {"loss", "grad_norm", "reward_std", "cpl/loss"}
+    assert "step_time" in report["machine_dependent"]["times"][0] and "{" not in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("Next: trl-cppo report --model out --dataset ")
     result = run(*options, "--max_steps", "3", "--resume_from_checkpoint", "true", cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     assert [step for step, _ in json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]["reward"]] == [

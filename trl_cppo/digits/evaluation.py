@@ -17,8 +17,29 @@ from transformers import (
 
 from .task import MAX_RESPONSE_TOKENS, boxes_the_sum
 
+SHOWN = 3  # canvases whose answers are logged: the first ones, not chosen ones
+
 
 @torch.no_grad()
+def greedy_responses(
+    model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, batch_size: int = 250
+) -> list[str]:
+    """
+    The greedy response to each canvas, in the data set's order; see [`accuracy`].
+    """
+    training, responses = model.training, []
+    model.eval()
+    for batch in dataset.iter(batch_size):
+        content = [{"type": "image"}, {"type": "text", "text": batch["prompt"][0][0]["content"]}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+        images = [[image] for image in batch["image"]]
+        inputs = processor(text=[prompt] * len(images), images=images, return_tensors="pt").to(model.device)
+        ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS, do_sample=False, top_k=None, use_cache=True)
+        responses += processor.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
+    model.train(training)
+    return responses
+
+
 def accuracy(model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset, batch_size: int = 250) -> float:
     """
     Share of canvases whose greedy response holds the right sum. Draws no random number and restores the model's mode.
@@ -29,46 +50,48 @@ def accuracy(model: PreTrainedModel, processor: ProcessorMixin, dataset: Dataset
         dataset (`Dataset`): what [`make_dataset`] returns.
         batch_size (`int`, *optional*, defaults to `250`): canvases decoded at once.
     """
-    training, right = model.training, 0
-    model.eval()
-    for batch in dataset.iter(batch_size):
-        content = [{"type": "image"}, {"type": "text", "text": batch["prompt"][0][0]["content"]}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
-        images = [[image] for image in batch["image"]]
-        inputs = processor(text=[prompt] * len(images), images=images, return_tensors="pt").to(model.device)
-        ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS, do_sample=False, top_k=None, use_cache=True)
-        responses = processor.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
-        right += sum(
-            boxes_the_sum(text, solution) for text, solution in zip(responses, batch["solution"], strict=True)
-        )
-    model.train(training)
-    return right / len(dataset)
+    right = _are_right(greedy_responses(model, processor, dataset, batch_size), dataset)
+    return sum(right) / len(right)
+
+
+def _are_right(responses: list[str], dataset: Dataset) -> list[bool]:
+    return [boxes_the_sum(text, solution) for text, solution in zip(responses, dataset["solution"], strict=True)]
 
 
 class HeldOutAccuracy(TrainerCallback):
     """
-    Logs `held_out_accuracy` and `held_out_questions` into the trainer's log history: before the first step, every few steps, after the last.
+    Logs into the trainer's log history, before the first step, every few steps and after the last: `held_out_accuracy`,
+    `held_out_questions`, and of the first three of them `held_out_answers` and `held_out_answers_are_right`.
 
     Args:
         dataset (`Dataset`): the held-out canvases.
         every (`int`): steps between two measurements.
+        show (`bool`, *optional*, defaults to `True`): whether to print each accuracy.
     """
 
-    def __init__(self, dataset: Dataset, every: int):
+    def __init__(self, dataset: Dataset, every: int, show: bool = True):
         self.dataset = dataset
         self.every = every
+        self.show = show
 
     def _measure(self, state: TrainerState, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         measured = [entry["step"] for entry in state.log_history if "held_out_accuracy" in entry]
         if state.global_step in measured:  # resumed from a checkpoint of this step
             return
-        value = accuracy(model, processor, self.dataset)
-        measured_on = {"held_out_questions": len(self.dataset)}  # the model card says on how many
-        state.log_history.append({"step": state.global_step, "held_out_accuracy": value, **measured_on})
-        if state.is_world_process_zero:
-            print(
-                f"step {state.global_step}: held-out accuracy {value:.3f} on {len(self.dataset)} canvases", flush=True
-            )
+        responses = greedy_responses(model, processor, self.dataset)
+        right = _are_right(responses, self.dataset)
+        value = sum(right) / len(right)
+        state.log_history.append(
+            {
+                "step": state.global_step,
+                "held_out_accuracy": value,
+                "held_out_questions": len(right),  # the model card says on how many
+                "held_out_answers": responses[:SHOWN],
+                "held_out_answers_are_right": right[:SHOWN],
+            }
+        )
+        if self.show and state.is_world_process_zero:
+            print(f"step {state.global_step}: held-out accuracy {value:.3f} on {len(right)} canvases", flush=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

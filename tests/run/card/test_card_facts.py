@@ -3,16 +3,22 @@
 """A card is made from facts alone: there is neither a trainer nor a model here."""
 
 import os
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import picture
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import binomtest
 from transformers import TrainerState
 
 from trl_cppo import CPPOConfig
 from trl_cppo.run.card import CardExample, CardFacts, Hardware, write_card
+from trl_cppo.run.card.held_out import Answers, wilson_interval
+from trl_cppo.run.card.plotting import Shown, plot_training
 from trl_cppo.run.card.sources import BaseModel
 
 BADGE = '[<img src="https://example.org/badge.svg" alt="a tracker"/>](https://example.org/run)'
@@ -22,12 +28,16 @@ BADGE = '[<img src="https://example.org/badge.svg" alt="a tracker"/>](https://ex
 def facts(tmp_path):
     args = CPPOConfig(
         str(tmp_path / "out"), bf16=False, use_cpu=True, report_to="none", cpl_coef=0.02, num_generations=4,
-        per_device_train_batch_size=4, gradient_accumulation_steps=3, max_steps=7, max_completion_length=99,
+        per_device_train_batch_size=4, gradient_accumulation_steps=3, max_steps=12, max_completion_length=99,
     )  # fmt: skip
-    measured = {"step": 7, "held_out_accuracy": 0.75, "held_out_questions": 500}
+    log = [{"step": step, "reward": step / 8, "cpl/loss": 2.0 if step == 7 else None} for step in range(1, 13)]
+    log.append({"step": 12, "eval_reward": 0.375})
+    for step, share in ((0, 0.5), (12, 0.75)):
+        answer = {"held_out_answers": [f"<b>{step}</b>", ""], "held_out_answers_are_right": [step > 0, False]}
+        log.append({"step": step, "held_out_accuracy": share, "held_out_questions": 500, **answer})
     return CardFacts(
         args=args,
-        state=TrainerState(global_step=7, max_steps=7, epoch=0.5, log_history=[{"step": 7, "reward": 0.25}, measured]),
+        state=TrainerState(global_step=12, max_steps=12, epoch=0.5, log_history=log),
         trl_card=ModelCard(f"---\ntags: [trl, cppo]\n---\n# Theirs\n{BADGE}\n"),
         paper={"title": "A Paper", "id": "1234.56789", "citation": "@article{a_paper}"},
         base=BaseModel("org/base", "[org/base](https://huggingface.co/org/base)", {"license": "mit"}),
@@ -36,6 +46,7 @@ def facts(tmp_path):
         rounded_by_default=True,
         hub_model_id="someone/adapters",
         example=CardExample(picture(1), "What is it?"),
+        held_out=[CardExample(picture(2), "How many?", "12|13"), CardExample(picture(3), "Which?", "a")],
         rewards=[("is_right", 0.9), ("is_short", 0.1)],
         preserving=["noise", "colors", "noise"],
         removing=["crop"],
@@ -54,12 +65,18 @@ def test_a_card_is_made_from_facts_alone(facts, tmp_path):
     for line in [
         "# out", "Adapters for [org/base]", "[A Paper](https://huggingface.co/papers/1234.56789)", "@article{a_paper}",
         BADGE, "| λ (`cpl_coef`) | 0.02 |", "| Information-preserving views | noise, colors |",
-        "| Information-removing views | crop |", "| Steps | 7 of 7 |", "| Rollouts a step | 24 (4 for each prompt) |",
+        "| Information-removing views | crop |", "| Steps | 12 of 12 |", "| Rollouts a step | 24 (4 for each prompt) |",
         "| Rewards | 0.9 · is\\_right, 0.1 · is\\_short |", "A GPU, 2 processes, MULTI_GPU, mixed precision `bf16`",
-        "| `reward` | 0.25 | 7 |", "| digits (test) | accuracy, greedy | 0.75 |", "questions 500", "- peft ",
+        "| `reward` | 0.9375 | 10 | 3 to 12 |", "| `cpl/loss` | 2 | 1 | 7 |", "| `eval_reward` | 0.375 | 1 | 12 |",
+        "| digits (test) | accuracy, greedy | 0.75 | 0.7102–0.786 |", "questions 500", "before training 0.5", "- peft ",
+        "| How many? | 12\\|13 | before training | &lt;b&gt;0&lt;/b&gt; | wrong |",
+        "| How many? | 12\\|13 | after step 12 | &lt;b&gt;12&lt;/b&gt; | right |",
+        "| Which? | a | after step 12 | (nothing) | wrong |", "others round, and so sample, otherwise",
         "model_id = 'someone/adapters'", 'dtype="float32"', "PeftModel", "'What is it?'", "max_new_tokens=99",
     ]:  # fmt: skip
         assert line in card.text, line
+    rows = [line for line in card.text.splitlines() if line.startswith("|")]
+    assert len(rows) > 30 and not [row for row in rows if re.search(r"\|\s*\|", row)]  # no empty cell
     assert "deepspeed" not in card.text and "# Theirs" not in card.text and str(tmp_path) not in card.content
     with Image.open(tmp_path / "out" / "example.png") as shown:
         assert shown.tobytes() == picture(1).tobytes()
@@ -71,7 +88,7 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
     facts.args.cpl_coef = 0.0
     other = replace(
         facts, base=BaseModel(), dataset=None, is_adapter=False, rounded_by_default=False, hub_model_id=None,
-        example=None, hardware=Hardware("CPU (2 threads)", 1, "NO", "no"), uses_deepspeed=True,
+        example=None, held_out=[], hardware=Hardware("CPU (2 threads)", 1, "NO", "no"), uses_deepspeed=True,
     )  # fmt: skip
     write_card(other, folder, "A name")
     card = ModelCard.load(folder / "README.md")
@@ -82,6 +99,53 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
         "CPU (2 threads), 1 process, mixed precision `no`", "model_id = 'out/checkpoint-7'", "ImageDraw", "- deepspeed ",
     ]:  # fmt: skip
         assert line in card.text, line
-    for line in ("cpl_coef`)", "A Paper]", "crop", "peft", "dtype=", "example.png", "A GPU"):
+    for line in ("cpl_coef`)", "(nothing)", "A Paper]", "crop", "peft", "dtype=", "example.png", "A GPU"):
         assert line not in card.text, line
     assert os.listdir(tmp_path / "out") == ["checkpoint-7"]  # a checkpoint's card is written there alone
+
+
+# The picture ----------------------------------------------------------------------------------------------------------
+
+SHARES = ("held_out_accuracy", "cpl/contrast_accuracy", "cpl/perception_ratio")
+ANSWERS = [
+    Answers("before training", ["$x$ $y$", "7"], [False, True]),
+    Answers("after step 4", ["<think>" + 200 * "see " + "\\boxed{7}", ""], [True, False]),
+]
+
+
+@pytest.mark.parametrize(("right", "questions"), [(356, 500), (0, 7), (7, 7), (1, 2), (13, 20)])
+def test_the_interval_is_wilsons(right, questions):
+    expected = binomtest(right, questions).proportion_ci(method="wilson")
+    assert wilson_interval(right / questions, questions) == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("names", "example", "rows"),
+    [
+        (["reward", "cpl/loss", *SHARES], True, [3, 3]),
+        (["reward", "cpl/loss", *SHARES], False, [2, 3]),
+        (["reward", "cpl/loss", *SHARES[1:]], False, [2, 2]),
+        (["reward", *SHARES[:1]], True, [3]),
+        (["reward"], False, [1]),
+    ],
+)
+def test_the_picture_has_no_empty_panel_and_shares_from_0_to_1(tmp_path, monkeypatch, names, example, rows):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    history = {name: [[step, 0.25 + step / 100] for step in (0, 2, 30)] for name in names}
+    examples = [CardExample(picture(place), "What?", "7") for place in (1, 2)] if example else []
+    plot_training(history, tmp_path / "a.png", Shown("A title", "a machine", 500, examples, ANSWERS))
+    [figure] = figures
+    assert "a machine" in figure.get_supxlabel() and len(figure.axes) == sum(rows)
+    for axes in figure.axes:
+        if axes.get_title().startswith(("held-out accuracy", "contrast", "perception")):
+            assert axes.get_ylim() == (-0.02, 1.02)
+        if axes.get_title() == "held-out accuracy":
+            [band] = axes.collections
+            points = band.get_paths()[0].vertices
+            low, high = wilson_interval(0.55, 500)
+            assert points[points[:, 0] == 30, 1].min() == low and points[points[:, 0] == 30, 1].max() == high
+    ink = np.asarray(Image.open(tmp_path / "a.png").convert("L")) < 250
+    for row, parts in zip(np.array_split(ink[40:-30], len(rows)), rows, strict=True):
+        for part in np.array_split(row, parts, axis=1):
+            assert part.mean() > 0.01

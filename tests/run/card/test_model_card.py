@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_rows, make_trainer, picture
+from conftest import logged, make_rows, make_trainer, picture
 from datasets import Dataset
 from huggingface_hub import EvalResult, HfApi, ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
@@ -114,8 +114,9 @@ def test_it_says_how_the_model_was_trained(tmp_path):
         "| Frozen | `projector` |", "(vision tower 1e-05)",
     ]:  # fmt: skip
         assert line in last.text, line
-    logged = next(entry for entry in reversed(trainer.state.log_history) if "cpl/loss" in entry)
-    assert f"| `cpl/loss` | {logged['cpl/loss']:.4g} | 2 |" in last.text
+    first_loss, last_loss = logged(trainer, "cpl/loss")
+    assert f"| `cpl/loss` | {(first_loss + last_loss) / 2:.4g} | 2 | 1 to 2 |" in last.text
+    assert f"| `cpl/loss` | {first_loss:.4g} | 1 | 1 |" in first.text
     assert last.data.datasets == "someone/questions" and set(last.data.tags) >= {"trl", "cppo"}
     assert last.data.pipeline_tag == "image-text-to-text" and last.data.library_name == "transformers"
     for paper in ("2601.00501", "2402.03300", "huggingface/trl"):
@@ -183,12 +184,20 @@ def test_the_held_out_accuracy_of_the_embedded_run(tmp_path):
     assert not write(trainer).data.eval_results  # nothing was measured of these weights
 
 
-def test_the_number_of_held_out_questions_comes_with_their_accuracy(tmp_path):
-    held_out = digits.HeldOutAccuracy(digits.make_dataset("held_out", 3, seed=1), every=1)
-    trainer = make_trainer(tmp_path / "out", max_steps=1, callbacks=[held_out])
+def test_the_number_of_held_out_questions_comes_with_their_accuracy_and_answers(random_model, tmp_path):
+    dataset = digits.make_dataset("held_out", 3, seed=1)
+    held_out = digits.HeldOutAccuracy(dataset, every=1)
+    trainer = make_trainer(tmp_path / "out", max_steps=1, callbacks=[held_out], model=str(random_model))
+    trainer.card_held_out = [CardExample(row["image"], digits.task.PROMPT, row["solution"]) for row in dataset]
+    trainer.card_base = "a tiny model_"
     trainer.train()
-    [result] = write(trainer).data.eval_results
-    assert result.metric_args["questions"] == 3
+    card = write(trainer)
+    [result] = card.data.eval_results
+    assert result.metric_args["questions"] == 3 and result.metric_args["interval"][0] <= result.metric_value
+    for solution in dataset["solution"]:
+        for when in ("before training", "after step 1"):
+            assert f"| sum? | {solution} | {when} | " in card.text
+    assert "A fine-tuned version of a tiny model\\_, trained" in card.text and random_model.name not in card.text
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------
@@ -359,8 +368,10 @@ def test_a_name_that_only_reads_like_a_hub_id_is_none(local_base, tmp_path, monk
     config = AutoModelForImageTextToText.from_pretrained("runs/earlier").config
     monkeypatch.chdir(tmp_path / "runs")
     assert (find_base_model(config).hub_id, find_base_model(config).shown) == (None, "earlier")
+    assert find_base_model(config, "in words").shown == "in words"
     config._commit_hash = "0" * 40  # as of a download
     assert find_base_model(config).hub_id == "runs/earlier"
+    assert "huggingface.co/runs/earlier" in find_base_model(config, "in words").shown
 
 
 @pytest.mark.parametrize(

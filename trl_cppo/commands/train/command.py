@@ -2,49 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a vision-language model with CPPO: `trl-cppo train`."""
 
-import json
 import logging
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from transformers import ProgressCallback
+from transformers.utils.logging import disable_progress_bar
 
 from ...run.card.markdown import is_hub_id
-from ...run.card.plotting import metric_history
-from ...trainer import CPPOTrainer
 from ..line import is_ours, leave, stop
 from .arguments import is_embedded, parse
 from .dry_run import DryRunTrainer
 from .job import digits_job, job_from_arguments, make_trainer
-
-
-def write_metrics(trainer: CPPOTrainer) -> None:
-    """`metrics.json` into the output folder. No clock is in it: equal runs give equal files."""
-    args = trainer.args
-    history = metric_history(trainer.state.log_history)
-    settings = ["seed", "max_steps", "learning_rate", "num_generations", "cpl_coef", "cpl_temperature"]
-    settings += ["cpl_divergence", "cpl_reduction", "perception_token_ratio", "perception_score", "gate_by_advantage"]
-    settings += [
-        "beta",
-        "min_entropy_shift",
-        "cpl_max_gradient_ratio",
-        "information_preserving",
-        "information_removing",
-        "max_pixels",
-        "min_pixels",
-    ]
-    report = {
-        "steps": trainer.state.global_step,
-        "settings": {name: getattr(args, name) for name in settings},
-        "history": history,
-    }
-    if "held_out_accuracy" in history:
-        values = [value for _, value in history["held_out_accuracy"]]
-        report["held_out_accuracy"] = {"before": values[0], "after": values[-1]}
-    output = Path(args.output_dir)
-    (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+from .outcome import closing_lines, write_metrics
+from .quiet import leave_out_noise
+from .step_lines import show_lines
 
 
 def show_messages() -> None:
@@ -55,18 +27,10 @@ def show_messages() -> None:
         ours.addHandler(logging.StreamHandler())
 
 
-def close_bars(trainer: CPPOTrainer) -> None:
-    """The progress bar of a run that has failed would be drawn anew behind its error, when the interpreter winds up."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ProgressCallback):
-            for bar in (callback.training_bar, callback.prediction_bar):
-                if bar is not None:
-                    bar.close()
-
-
 def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     """Train as the command line's arguments say."""
     show_messages()
+    leave_out_noise()
     try:
         script_args, training_args, model_args = parse(arguments, program)
         checkpoint = training_args.resume_from_checkpoint or ""
@@ -75,6 +39,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         elif checkpoint and not Path(checkpoint).is_dir():
             raise FileNotFoundError(f"--resume_from_checkpoint: there is no folder {checkpoint}.")
         if is_embedded(script_args, model_args):
+            disable_progress_bar()  # of loading and saving a model that is read and written in no time
             job = digits_job(script_args, training_args)
         else:
             job = job_from_arguments(script_args, training_args, model_args)
@@ -82,9 +47,10 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
         stop(program, error)
-    trainer.card_example = job.card_example
+    trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
+    lines = show_lines(trainer)
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except (ValueError, OSError) as error:
@@ -92,7 +58,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
             raise
         stop(program, error)
     finally:
-        close_bars(trainer)
+        lines.close()
 
     if script_args.dry_run:
         end(trainer)
@@ -100,10 +66,6 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     trainer.save_model(training_args.output_dir)
     if trainer.accelerator.is_main_process:
         write_metrics(trainer)
-    shown = "metrics.json and training.png"
-    if find_spec("matplotlib") is None:
-        shown = 'metrics.json (no training.png: it needs matplotlib, pip install "trl-cppo[digits]")'
-    trainer.accelerator.print(f"Model, card, {shown} are in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
     end(trainer)
@@ -112,5 +74,6 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
 def end(trainer: CPPOTrainer) -> None:
     """Of a run that went well."""
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.print("\n".join(closing_lines(trainer, script_args)))
     trainer.end()
     leave(trainer.accelerator.num_processes, trainer.accelerator.device.type)

@@ -21,10 +21,16 @@ class CardExample:
     """
     An image and a question that the card's quick start shows. The image is saved beside the card, so choose one that
     may be published.
+
+    Args:
+        image (`PIL.Image.Image`): to ask about.
+        question (`str`): what is asked.
+        solution (`str`, *optional*): the right answer.
     """
 
     image: Image.Image
     question: str
+    solution: str | None = None
 
     def as_seen(
         self, max_pixels: int | None, min_pixels: int | None, to_rgb: Callable[[Image.Image], Image.Image]
@@ -52,7 +58,8 @@ class Hardware:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> "Hardware":
-        device = f"CPU ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        device = f"CPU ({threads} thread{'s' if threads > 1 else ''})"
         if accelerator.device.type == "cuda":
             device = torch.cuda.get_device_name(accelerator.device)
         distributed = accelerator.distributed_type.value
@@ -75,6 +82,8 @@ class CardFacts:
         rounded_by_default (`bool`): whether `from_pretrained` may round some of the saved weights.
         hub_model_id (`str`, *optional*): the repository, once it exists; before that `args.hub_model_id` may name it.
         example ([`CardExample`], *optional*): what the quick start asks, with the image as the model sees it.
+        held_out (`list[CardExample]`): what the log's `held_out_answers` answer, with solutions, as of
+            [`~trl_cppo.digits.HeldOutAccuracy`]; likewise as seen. Empty, no answer is shown.
         rewards (`list[tuple[str, float]]`): name and weight of each reward function.
         preserving (`list[str]`): names of the information-preserving views.
         removing (`list[str]`): names of the information-removing views.
@@ -93,6 +102,7 @@ class CardFacts:
     rounded_by_default: bool
     hub_model_id: str | None
     example: CardExample | None
+    held_out: list[CardExample]
     rewards: list[tuple[str, float]]
     preserving: list[str]
     removing: list[str]

@@ -18,11 +18,13 @@ from transformers.utils import logging
 
 from ...config import CPPOConfig
 from .facts import CardExample, CardFacts, Hardware
+from .held_out import first_and_last_answers, questions_of
 from .markdown import escape, is_number, number, one_line, table
-from .plotting import metric_history, plot_training
+from .plotting import Shown, metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
 from .results import TASK, embedded_results, evaluation_results, merge_results, results_section
 
+_LAST = 10  # logged values in the means of the card
 _EMPTY = re.compile(r"\n{3,}")
 logger = logging.get_logger(__name__)
 
@@ -44,6 +46,7 @@ def write_card(facts: CardFacts, folder: Path, model_name: str | None = None) ->
         data.model_name, data.eval_results = name, results
     if facts.example is not None:
         _save_image(facts.example, folder / EXAMPLE_IMAGE)
+    plot = _plot(facts, folder, name)
     card = ModelCard.from_template(
         data,
         template_str=files(__package__).joinpath("templates/model_card.md").read_text(encoding="utf-8"),
@@ -54,7 +57,8 @@ def write_card(facts: CardFacts, folder: Path, model_name: str | None = None) ->
         method=_method(facts),
         training_table=table(_settings(facts), ["setting", "value"]),
         last_logged=_last_logged(facts.state.log_history),
-        plot=_plot(facts, folder, name),
+        plot=plot,
+        answers=_answers(facts, pictured=plot != ""),
         badges="\n".join(line for line in facts.trl_card.text.splitlines() if line.startswith("[<img ")),
         results=results_section(results),
         versions="\n".join(f"- {package} {version(package)}" for package in _packages(facts)),
@@ -94,8 +98,31 @@ def _plot(facts: CardFacts, folder: Path, name: str) -> str:
     if not history or find_spec("matplotlib") is None:
         return ""
     method = "GRPO" if facts.args.cpl_coef == 0 else "CPPO"
-    plot_training(history, folder / "training.png", f"{method}: {name}")
+    log = facts.state.log_history
+    machine = f"{facts.hardware.device}, torch {version('torch')}"
+    answers = first_and_last_answers(log) if facts.held_out else []
+    shown = Shown(f"{method}: {name}", machine, questions_of(log), facts.held_out, answers)
+    plot_training(history, folder / "training.png", shown)
     return "![Metrics over the steps of the training](training.png)"
+
+
+def _answers(facts: CardFacts, pictured: bool) -> str:
+    """The held-out examples before and after, where the log has answers to them."""
+    answers = first_and_last_answers(facts.state.log_history)
+    if not facts.held_out or not answers:
+        return ""
+    rows = [
+        (escape(example.question), escape(example.solution), moment.when, escape(text) or "(nothing)", _judged(right))
+        for place, example in enumerate(facts.held_out)
+        for moment in answers
+        for text, right in zip(moment.texts[place : place + 1], moment.are_right[place : place + 1], strict=True)
+    ]
+    what = f"The first held-out examples, not chosen ones{'; the picture shows their images' if pictured else ''}:"
+    return f"{what}\n\n" + table(rows, ["question", "right answer", "when", "greedy answer", "judged"])
+
+
+def _judged(right: bool) -> str:
+    return "right" if right else "wrong"
 
 
 def _is_of_these_weights(facts: CardFacts, path: Path) -> bool:
@@ -213,18 +240,28 @@ def _hardware(hardware: Hardware) -> str:
 
 
 def _last_logged(history: list[dict[str, Any]]) -> str:
-    """The last training metrics, and those of the last evaluation on the way."""
-    rows, seen = [], set()
-    for entry in reversed(history):
-        kind = "eval" if "eval_reward" in entry else "train" if "reward" in entry else None
-        if kind is None or kind in seen:
-            continue
-        seen.add(kind)
-        wanted = [key for key in entry if key.removeprefix("eval_") == "reward" or "cpl/" in key]
-        rows += [(f"`{key}`", number(entry[key]), entry["step"]) for key in wanted if is_number(entry[key])]
+    """Means of the training metrics that were logged last, one value of which is noise; and of the last evaluation on the way."""
+    training = [entry for entry in history if "reward" in entry][-_LAST:]
+    evaluation = [entry for entry in history if "eval_reward" in entry][-1:]
+    rows = [*_means(training), *_means(evaluation)]
     if not rows:
         return ""
-    return "Logged last:\n\n" + table(rows, ["metric", "value", "step"])
+    what = "Means of what was logged last, on the hardware and with the versions that this card names; others round, and so sample, otherwise:"
+    return f"{what}\n\n" + table(rows, ["metric", "mean", "logged values", "steps"])
+
+
+def _means(entries: list[dict[str, Any]]) -> list[tuple[str, str, int, str]]:
+    keys = dict.fromkeys(key for entry in entries for key in entry)
+    rows = []
+    for key in keys:
+        if key.removeprefix("eval_") != "reward" and "cpl/" not in key:
+            continue
+        values = {entry["step"]: entry[key] for entry in entries if is_number(entry.get(key))}
+        if values:
+            first, last = min(values), max(values)
+            steps = str(last) if first == last else f"{first} to {last}"
+            rows.append((f"`{key}`", number(sum(values.values()) / len(values)), len(values), steps))
+    return rows
 
 
 def _packages(facts: CardFacts) -> list[str]:

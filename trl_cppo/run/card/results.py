@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from .held_out import wilson_interval
 from .markdown import escape, is_hub_id, is_number, number, one_line, table
 
 TASK = "image-text-to-text"
@@ -26,13 +27,15 @@ def embedded_results(history: list[dict[str, Any]], step: int) -> list[EvalResul
     measured = {entry["step"]: entry for entry in history if "held_out_accuracy" in entry}
     if step not in measured:
         return []
+    share, questions = measured[step]["held_out_accuracy"], measured[step].get("held_out_questions")
     details = {
-        "questions": measured[step].get("held_out_questions"),  # logs of earlier versions lack it
+        "questions": questions,  # logs of earlier versions lack it
+        "interval": [round(end, 6) for end in wilson_interval(share, questions)] if questions else None,
         "before training": measured[0]["held_out_accuracy"] if 0 in measured else None,
         "measured": "during training",
     }
     details = {key: value for key, value in details.items() if value is not None}
-    return [_result(**_EMBEDDED, name="accuracy, greedy", value=measured[step]["held_out_accuracy"], details=details)]
+    return [_result(**_EMBEDDED, name="accuracy, greedy", value=share, details=details)]
 
 
 def _result(dataset: str, split: str, name: str, value: float, details: dict[str, Any]) -> EvalResult:
@@ -102,7 +105,7 @@ def results_section(results: list[EvalResult]) -> str:
         if not isinstance(result.metric_args, dict) or not {"reward", "measured"} & result.metric_args.keys():
             continue  # the metadata's, by another hand
         details = {key: value for key, value in result.metric_args.items() if value is not None}
-        interval = "–".join(number(bound) for bound in details.pop("interval", []))
+        interval = "–".join(number(bound) for bound in details.pop("interval", [])) or "not known"
         how = ", ".join(
             f"{escape(key)} {escape(number(value) if is_number(value) and value % 1 else value)}"
             for key, value in details.items()

@@ -36,18 +36,21 @@ class BaseModel:
     licence: dict[str, str] = field(default_factory=dict)
 
 
-def find_base_model(config: PretrainedConfig) -> BaseModel:
-    """What a model's configuration tells of its origin: never a Hub id that is only guessed from a path."""
+def find_base_model(config: PretrainedConfig, in_words: str | None = None) -> BaseModel:
+    """
+    What a model's configuration tells of its origin: never a Hub id that is only guessed from a path. Words for it, if there
+    are some, stand in the place of a folder's name.
+    """
     name = get_config_model_id(config)
     if not name:  # built from a configuration
-        return BaseModel()
+        return BaseModel(shown=None if in_words is None else escape(in_words))
     is_local, snapshot = os.path.isdir(name), _SNAPSHOT.search(name)
     hub_id = "/".join(snapshot.groups()) if snapshot else name
     # `owner/name` may as well be a folder that is gone. What came from the Hub has a commit, or lies in its cache.
     if not snapshot and (is_local or not is_hub_id(name) or not _came_from_hub(config)):
         hub_id = None
     readme = Path(name) / "README.md" if is_local else try_to_load_from_cache(hub_id, "README.md") if hub_id else None
-    shown = f"[{escape(hub_id)}](https://huggingface.co/{hub_id})" if hub_id else escape(Path(name).name)
+    shown = f"[{escape(hub_id)}](https://huggingface.co/{hub_id})" if hub_id else escape(in_words or Path(name).name)
     return BaseModel(hub_id, shown, _licence(_metadata(readme), hub_id))
 
 

@@ -1,0 +1,228 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""What `trl-cppo train` shows while it runs and at its end."""
+
+import logging
+import shlex
+import time
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_config, make_rows
+from tiny_models import build
+from transformers import TrainerControl, TrainerState
+
+from trl_cppo.commands.report.command import make_parser
+from trl_cppo.commands.train import sampling
+from trl_cppo.commands.train.outcome import closing_lines
+from trl_cppo.commands.train.quiet import leave_out_noise
+from trl_cppo.commands.train.step_lines import StepLines, duration
+from trl_cppo.run.card import Hardware
+
+STEP = {"reward": 0.5, "cpl/loss": 1.25, "cpl/gated_ratio": 0.28125, "step_time": 2.0, "grad_norm": 3.0}
+
+
+@pytest.fixture
+def shown(tmp_path, capsys):
+    """`shown(event, ...)`: what an event prints, in a run of 200 steps that logs every second one."""
+    clock = SimpleNamespace(now=100.0)
+    lines = StepLines(Hardware("CPU (1 thread)", 2, "MULTI_CPU", "no"), lambda: clock.now)
+    args = make_config(tmp_path, logging_steps=2)
+    state = TrainerState(max_steps=200, logging_steps=2, is_world_process_zero=True, num_input_tokens_seen=0)
+
+    def fire(event, **kwargs):
+        getattr(lines, event)(args, state, TrainerControl(should_log=kwargs.pop("should_log", False)), **kwargs)
+        return capsys.readouterr().out.splitlines()
+
+    fire.clock, fire.state = clock, state
+    return fire
+
+
+def measure(state, share):
+    state.log_history.append({"step": state.global_step, "held_out_accuracy": share, "held_out_questions": 100})
+
+
+def test_a_line_says_where_a_training_is(shown):
+    measure(shown.state, 0.5)
+    first, words, before = shown("on_train_begin")
+    assert first == "Training on CPU (1 thread), 2 processes. A line every 2 steps; all metrics go into metrics.json."
+    assert "Gated: the share" in words and before == "step   0/200  held-out accuracy 0.500 (0.404 to 0.596)"
+    for step in (1, 2):
+        shown.state.global_step, shown.clock.now = step, 100.0 + 50 * step
+        assert shown("on_step_end") == []
+    # 8000 tokens in twice 2 s; a step takes 50 s with what is measured in between, and 198 of them are left
+    assert shown("on_log", logs={**STEP, "num_tokens": 8000}) == [
+        "step   2/200  reward 0.500  CPL 1.250  gated 28%  2,000 tokens/s  about 2 h 45 min left"
+    ]
+    shown.state.global_step = 3
+    measure(shown.state, 0.75)
+    assert shown("on_step_end") == ["step   3/200  held-out accuracy 0.750 (0.657 to 0.825)"]  # else a step too late
+    shown.state.global_step, shown.clock.now = 200, 400.0
+    measure(shown.state, 1.0)
+    assert shown("on_step_end", should_log=True) == []
+    [last] = shown("on_log", logs={**STEP, "cpl/loss": None, "num_tokens": 9000})
+    assert last == "step 200/200  reward 0.500  CPL -  gated 28%  3 tokens/s  held-out accuracy 1.000 (0.963 to 1.000)"
+    assert shown("on_log", logs={"eval_reward": 0.25, "eval_cpl/loss": 0.125}) == [
+        "step 200/200  evaluation:  reward 0.250  CPL 0.125"
+    ]
+    assert shown("on_log", logs={"train_runtime": 3.0}) == []
+
+
+def test_other_processes_are_silent_and_a_resumed_run_repeats_nothing(shown):
+    shown.state.num_input_tokens_seen = 6000
+    for step, share in ((0, 0.5), (4, 0.75)):
+        shown.state.global_step = step
+        measure(shown.state, share)
+    assert [line for line in shown("on_train_begin") if "accuracy" in line] == [
+        "step   4/200  held-out accuracy 0.750 (0.657 to 0.825)"
+    ]
+    shown.state.global_step = 6
+    assert shown("on_log", logs={"reward": 1.0, "num_tokens": 8000, "step_time": 1.0}) == [
+        "step   6/200  reward 1.000  1,000 tokens/s"  # GRPO alone: neither CPL nor gate
+    ]
+    shown.state.is_world_process_zero = False
+    assert shown("on_train_begin") == shown("on_log", logs={**STEP, "num_tokens": 9000}) == []
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (600, "10 min"), (7199, "2 h 00 min"), (0.2, "0 s")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+# A long generation ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bar_counts_the_tokens_of_a_generation_and_changes_none(monkeypatch):
+    model, _ = build("qwen2_5_vl")
+    own, counts = model.generate, []
+
+    class Bar:
+        def __init__(self, limit):
+            counts.append([0, limit])
+
+        def update(self):
+            counts[-1][0] += 1
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(sampling, "_bar", Bar)
+
+    def sample(generate):
+        torch.manual_seed(0)
+        ids = torch.tensor([[40, 41, 42]] * 3)
+        return generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5, do_sample=True
+        )
+
+    main, off = SimpleNamespace(is_world_process_zero=True), SimpleNamespace(disable_tqdm=True)
+    bar = sampling.SamplingBar()
+    bar.on_train_begin(off, main, None, model=model)
+    sample(model.generate)
+    assert counts == []
+    bar.on_train_begin(SimpleNamespace(disable_tqdm=False), main, None, model=model)
+    assert torch.equal(sample(model.generate), sample(own)) and counts == [[5, 5]]
+    bar.on_train_end(off, main, None, model=model)
+    sample(model.generate)
+    assert len(counts) == 1
+
+
+def test_a_short_generation_shows_no_bar(capsys, monkeypatch):
+    with sampling._bar(7) as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sampling, "PATIENCE", 0.01)
+    with sampling._bar(7) as bar:
+        bar.mininterval = 0
+        time.sleep(0.02)
+        bar.update()
+    assert "sampling 1 of at most 7 tokens" in capsys.readouterr().err
+
+
+# Warnings -------------------------------------------------------------------------------------------------------------
+
+NOISE = [
+    ("`gradient_checkpointing` is deprecated and will be removed in v6.", FutureWarning, "transformers.training_args"),
+    ("`is_gradient_checkpointing` is deprecated and will be removed.", FutureWarning, "transformers.modeling_utils"),
+    (
+        "`gradient_checkpointing_enable` is deprecated and will be removed.",
+        FutureWarning,
+        "transformers.modeling_utils",
+    ),
+    ("`gradient_checkpointing_disable` is deprecated.", FutureWarning, "transformers.modeling_utils"),
+    ("'pin_memory' argument is set as true but no accelerator is found", UserWarning, "torch.utils.data.dataloader"),
+    ("`torch.distributed.all_gather_into_tensor` is deprecated.", FutureWarning, "torch.distributed.c10d_logger"),
+    ("`torch.distributed.reduce_scatter_tensor` is deprecated.", FutureWarning, "torch.distributed.c10d_logger"),
+]
+
+
+def test_only_what_nobody_can_act_on_is_left_out(caplog):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        leave_out_noise()
+        for message, category, module in NOISE:
+            warnings.warn_explicit(message, category, "file.py", 1, module)
+        assert seen == []
+        for message, category, module in NOISE:  # of others, of another kind, or with other words
+            warnings.warn_explicit(message, category, "file.py", 1, "my_rewards")
+            warnings.warn_explicit(message, RuntimeWarning, "file.py", 1, module)
+            warnings.warn_explicit(f"Beware: {message}", category, "file.py", 1, module)
+        assert len(seen) == 3 * len(NOISE)
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addHandler(caplog.handler)
+    try:
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+        logger.warning("The compiler is too old")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"The compiler is too old"}
+
+
+# The end --------------------------------------------------------------------------------------------------------------
+
+
+def ending(tmp_path, log, script_args, **settings):
+    trainer = SimpleNamespace(args=make_config(tmp_path, **settings), state=TrainerState(log_history=log))
+    result, where, then = closing_lines(trainer, SimpleNamespace(**script_args))
+    assert where.endswith(f"are in {tmp_path}") and "metrics.json" in where and "README.md" in where
+    words = shlex.split(then.removeprefix("Next: "))
+    assert words[:2] == ["trl-cppo", "report"]
+    [arguments] = make_parser("report").parse_args_into_dataclasses(words[2:])  # it can be typed
+    return result, arguments
+
+
+def test_the_end_says_what_came_of_it_and_what_to_type(tmp_path):
+    embedded = {"dataset_name": None}
+    log = [
+        {"step": step, "held_out_accuracy": share, "held_out_questions": 500}
+        for step, share in ((0, 0.712), (4, 0.686))
+    ]
+    result, report = ending(tmp_path, log, embedded)
+    assert result == (
+        "Held-out accuracy 0.712 (0.671 to 0.750) -> 0.686 (0.644 to 0.725), steps 0 and 4, on 500 questions; in brackets 95 % "
+        "intervals of the questions alone"
+    )
+    assert (report.dataset, report.split, report.model) == ("digits", "test", str(tmp_path))
+
+
+def test_the_end_without_held_out_questions(tmp_path):
+    make_rows([1]).save_to_disk(tmp_path / "my data")
+    own = {
+        "dataset_name": str(tmp_path / "my data"), "dataset_config": None, "dataset_train_split": "train",
+        "dataset_test_split": "validation", "reward_funcs": ["./my_rewards.py:mine", "think_boxed_format_reward"],
+    }  # fmt: skip
+    log = [{"step": step, "reward": step / 8} for step in range(1, 6)]
+    result, report = ending(tmp_path, log, own, max_pixels=50176, information_removing=["zoom_crop"])
+    assert result == "Reward 0.188 -> 0.562: the first and the last 2 values logged, in the mean"
+    assert (report.split, report.max_pixels, report.information_removing) == ("train", 50176, ["zoom_crop"])
+    assert (report.dataset, report.reward_funcs) == (own["dataset_name"], own["reward_funcs"])
+    _, report = ending(tmp_path, log, {**own, "reward_funcs": None}, eval_strategy="steps", eval_steps=1)
+    assert (report.split, report.reward_funcs) == ("validation", ["boxed_accuracy_reward"])
+    assert "Reward 0.125 -> 0.250: the first and the last value" in ending(tmp_path, log[:2], own)[0]
+    assert "Reward 0.125, logged once" in ending(tmp_path, log[:1], own)[0]
+    assert "No reward was logged" in ending(tmp_path, [], own)[0]

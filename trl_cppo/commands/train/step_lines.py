@@ -1,0 +1,153 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""A line every few steps, for whoever watches a training; the whole dictionary goes to the trackers and into `metrics.json`."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+
+from ...run.card import Hardware
+from ...run.card.held_out import wilson_interval
+from ...run.card.markdown import is_number
+from ...trainer import CPPOTrainer
+from .sampling import PATIENCE, SamplingBar
+
+Logs = dict[str, Any]
+
+
+class StepLines(TrainerCallback):
+    """
+    Prints, on the main process, what to look at whenever TRL logs, and each held-out accuracy that was measured.
+
+    Args:
+        hardware ([`~trl_cppo.run.card.Hardware`]): which the first line names.
+        clock (`Callable[[], float]`, *optional*): seconds.
+    """
+
+    def __init__(self, hardware: Hardware, clock: Callable[[], float] = time.monotonic):
+        self.hardware = hardware
+        self.clock = clock
+        self.evaluation: tqdm | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._main = state.is_world_process_zero
+        self._line = state.global_step, state.num_input_tokens_seen  # of the last line
+        self._pace: tuple[float, int] | None = None  # when the first step of this call had ended, and which it was
+        self._told = {entry["step"] for entry in _measured(state) if entry["step"] != state.global_step}
+        self._say(f"Training on {on_what(self.hardware)}. {_every(args, state)}; all metrics go into metrics.json.")
+        if args.cpl_coef != 0:
+            self._say("CPL: the Contrastive Perception Loss. Gated: the share of rollouts that have one.")
+        if self._news(state):
+            self._say(f"{_place(state)}  {self._held_out(state)}")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._pace is None:  # a first step takes longer, for what is compiled in it
+            self._pace = self.clock(), state.global_step
+        if self._news(state) and not control.should_log:
+            self._say(f"{_place(state)}  {self._held_out(state)}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "reward" in logs:
+            parts = [_place(state), *_numbers(logs, ""), *self._speed(state, logs), self._held_out(state)]
+            self._say("  ".join(part for part in parts if part))
+        elif "eval_reward" in logs:
+            self._say("  ".join([_place(state), "evaluation:", *_numbers(logs, "eval_")]))
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.evaluation is None:
+            off = args.disable_tqdm or not state.is_world_process_zero
+            total = None if eval_dataloader is None else len(eval_dataloader)
+            self.evaluation = tqdm(total=total, desc="evaluation", delay=PATIENCE, leave=False, disable=off)
+        self.evaluation.update()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """A bar that is left open, by a run that fails, would be drawn anew behind its error."""
+        if self.evaluation is not None:
+            self.evaluation.close()
+        self.evaluation = None
+
+    def _say(self, line: str) -> None:
+        if self._main:
+            print(line, flush=True)
+
+    def _news(self, state: TrainerState) -> list[Logs]:
+        return [entry for entry in _measured(state) if entry["step"] not in self._told]
+
+    def _held_out(self, state: TrainerState) -> str:
+        """What was measured since the last line."""
+        news = self._news(state)
+        self._told |= {entry["step"] for entry in news}
+        return "  ".join(f"held-out accuracy {share_text(entry)}" for entry in news)
+
+    def _speed(self, state: TrainerState, logs: Logs) -> list[str]:
+        (step, tokens), self._line = self._line, (state.global_step, logs["num_tokens"])
+        speed, seconds = (
+            [],
+            (logs.get("step_time") or 0) * (state.global_step - step),
+        )  # without what is measured in between
+        if seconds > 0:
+            speed.append(f"{(logs['num_tokens'] - tokens) / seconds:,.0f} tokens/s")
+        begin, first = self._pace or (0.0, state.global_step)
+        if first < state.global_step < state.max_steps:
+            left = (self.clock() - begin) / (state.global_step - first) * (state.max_steps - state.global_step)
+            speed.append(f"about {duration(left)} left")
+        return speed
+
+
+def _measured(state: TrainerState) -> list[Logs]:
+    return [entry for entry in state.log_history if "held_out_accuracy" in entry]
+
+
+def _place(state: TrainerState) -> str:
+    return f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+
+
+def _every(args: Any, state: TrainerState) -> str:
+    if args.logging_strategy == "steps":
+        return "A line every step" if state.logging_steps == 1 else f"A line every {state.logging_steps} steps"
+    return "A line every epoch" if args.logging_strategy == "epoch" else "No line a step (logging_strategy is no)"
+
+
+def _numbers(logs: Logs, prefix: str) -> list[str]:
+    """Reward, CPL and gated share, as far as they were logged; a dash where there was nothing to average."""
+    shown = [("reward", "reward", "{:.3f}"), ("CPL", "cpl/loss", "{:.3f}"), ("gated", "cpl/gated_ratio", "{:.0%}")]
+    values = [(name, logs[prefix + key], form) for name, key, form in shown if prefix + key in logs]
+    return [f"{name} {form.format(value) if is_number(value) else '-'}" for name, value, form in values]
+
+
+def share_text(entry: Logs) -> str:
+    """A held-out accuracy with its 95 % interval, if the log says of how many."""
+    share, questions = entry["held_out_accuracy"], entry.get("held_out_questions")
+    if not questions:
+        return f"{share:.3f}"
+    low, high = wilson_interval(share, questions)
+    return f"{share:.3f} ({low:.3f} to {high:.3f})"
+
+
+def on_what(hardware: Hardware) -> str:
+    count = hardware.num_processes
+    return hardware.device if count == 1 else f"{hardware.device}, {count} processes"
+
+
+def duration(seconds: float) -> str:
+    """In words, no finer than an estimate is."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def show_lines(trainer: CPPOTrainer) -> StepLines:
+    """Lines and a bar of long generations, in the place of transformers' bar and printed dictionaries."""
+    for shown in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(shown)
+    lines = StepLines(Hardware.of(trainer.accelerator))
+    trainer.add_callback(lines)
+    trainer.add_callback(SamplingBar())
+    return lines
