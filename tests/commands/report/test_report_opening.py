@@ -30,7 +30,7 @@ def test_the_opening_row_explains_best_and_never_shows_all_of_a_long_answer():
         assert opening.place == expected
         assert opening.strongest == (250 if expected else None)
     assert wrong.is_right is False and choose_opening(rows).reason.endswith(
-        "has perception tokens and is right and has a positive advantage and has d⁺ below d⁻ at the darkest of them"
+        "has perception tokens and is right and has a positive advantage and has d⁺ below d⁻ at the strongest of them"
     )
     assert [shown_part(300, 250), shown_part(300, 299), shown_part(300, 0), shown_part(5, None)] == [
         range(220, 280), range(240, 300), range(60), range(5)
@@ -73,7 +73,7 @@ def check_phone(page, texts):
     assert len(boxes) == 4 and max(boxes) < 844
     opening = " ".join(page.locator("#opening").inner_text().split())
     assert page.locator("#opening .answer .s").all_text_contents() == [text.replace("\n", "↵\n") for text in texts[:2]]
-    assert "✓ right" in opening and "less sure of 2 of these 3 tokens" in opening and "The 2 underlined are" in opening
+    assert "✓ right" in opening and "less sure of 2 of these 3 tokens" in opening and "The underlined ones, 2, are perception tokens" in opening
     assert (
         "rises from 0.1 to 1.6 nats" in opening
         and "d⁺ 0.25, the removing view by d⁻ 2.5 nats: as it should be" in opening

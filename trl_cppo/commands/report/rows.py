@@ -59,7 +59,7 @@ def choose_opening(rows: list[Row]) -> Opening | None:
     """
     The first row with the merits that explain CPPO best ([`_merits`]), or else the first with the weightiest of them.
 
-    Not the one with the darkest shades: the page should open with a row as they are. `None` if no row has an image.
+    Not the one with the strongest shades: the page should open with a row as they are. `None` if no row has an image.
     """
     viewed = [place for place, row in enumerate(rows) if row.rollouts[0].scores.has_views]
     if not viewed:
@@ -75,8 +75,9 @@ def choose_opening(rows: list[Row]) -> Opening | None:
 
 def _strongest(scores: TokenScores) -> int | None:
     """The perception token of the largest entropy shift."""
-    marked = [at for at, chosen in enumerate(scores.selected) if chosen and math.isfinite(scores.shifts[at])]
-    return max(marked, key=lambda at: scores.shifts[at], default=None)
+    shifts = scores.shifts
+    marked = [at for at, chosen in enumerate(scores.selected) if chosen and math.isfinite(shifts[at])]
+    return max(marked, key=shifts.__getitem__, default=None)
 
 
 def _merits(row: Row) -> list[tuple[bool, str]]:
@@ -89,7 +90,7 @@ def _merits(row: Row) -> list[tuple[bool, str]]:
         (row.advantage is not None and row.advantage > 0, "has a positive advantage"),
         (
             at is not None and scores.divergences_preserved[at] < scores.divergences_removed[at],
-            "has d⁺ below d⁻ at the darkest of them",
+            "has d⁺ below d⁻ at the strongest of them",
         ),
     ]
 
