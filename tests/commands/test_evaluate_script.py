@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import load_script, make_rows
@@ -23,6 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl_cppo import digits
 from trl_cppo.commands import loading
 from trl_cppo.commands.evaluate import engine, generation
+from trl_cppo.commands.evaluate.arguments import EvaluationArguments
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -220,6 +222,8 @@ def test_what_vllm_cannot_do_is_said_before_anything_is_read(own, error, tmp_pat
     monkeypatch.setattr(engine, "is_vllm_available", lambda: False)
     assert '--use_vllm needs vLLM: pip install "trl-cppo[vllm]", or leave' in error(*own, "--split", "dev")
     monkeypatch.setattr(engine, "is_vllm_available", lambda: True)
+    with pytest.raises(ValueError, match="in one process .* without a launcher, with --vllm_tensor_parallel_size"):
+        engine.check_engine(EvaluationArguments(model=str(own[1]), use_vllm=True), SimpleNamespace(num_processes=2))
     build("llava")[0].config.save_pretrained(tmp_path / "llava")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "llava"}')

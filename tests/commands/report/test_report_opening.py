@@ -73,7 +73,11 @@ def check_phone(page, texts):
     assert len(boxes) == 4 and max(boxes) < 844
     opening = " ".join(page.locator("#opening").inner_text().split())
     assert page.locator("#opening .answer .s").all_text_contents() == [text.replace("\n", "↵\n") for text in texts[:2]]
-    assert "✓ right" in opening and "less sure of 2 of these 3 tokens" in opening and "The underlined ones, 2, are perception tokens" in opening
+    assert (
+        "✓ right" in opening
+        and "less sure of 2 of these 3 tokens" in opening
+        and "The underlined ones, 2, are perception tokens" in opening
+    )
     assert (
         "rises from 0.1 to 1.6 nats" in opening
         and "d⁺ 0.25, the removing view by d⁻ 2.5 nats: as it should be" in opening
