@@ -6,7 +6,7 @@ import random
 
 from PIL import Image
 
-from trl_cppo.commands.report.page import Row
+from trl_cppo.commands.report.rows import Row
 from trl_cppo.commands.rollouts import NamedViews, Rollout, TokenScores
 from trl_cppo.method.request import ViewPair
 from trl_cppo.run.token_text import TokenText

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import load_script, make_rows
@@ -17,11 +18,13 @@ from datasets import Dataset, DatasetDict
 from doc_pages import blocks_of, commands_of
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import build
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_cppo import digits
 from trl_cppo.commands import loading
-from trl_cppo.commands.evaluate import runner
+from trl_cppo.commands.evaluate import engine, generation
+from trl_cppo.commands.evaluate.arguments import EvaluationArguments
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -134,7 +137,7 @@ def test_a_finished_run_is_not_done_again(own, evaluate, monkeypatch):
     evaluate(*own)
     before = Path("out.json").read_bytes()
     own[1] = f"{own[1]}/"
-    monkeypatch.setattr(runner.CompletionGenerator, "generate", None)  # a call would fail
+    monkeypatch.setattr(generation.CompletionGenerator, "generate", None)  # a call would fail
     evaluate(*own)
     assert Path("out.json").read_bytes() == before
 
@@ -142,8 +145,8 @@ def test_a_finished_run_is_not_done_again(own, evaluate, monkeypatch):
 def test_other_settings_weights_or_data_are_not_mixed(own, evaluate, error, random_model, tmp_path):
     evaluate(*own)
     refused = error(*own, "--temperature", "0.5", "--num_rows", "3")
-    assert "out.json holds results of other settings" in refused and "temperature 1.0, now 0.5" in refused
-    assert "num_rows 5, now 3" in refused and "--overwrite" in refused
+    assert "out.json holds results of other settings" in refused and "temperature: 1.0 -> 0.5" in refused
+    assert "num_rows: 5 -> 3" in refused and "another --output, or drop them with --overwrite" in refused
     evaluate(*own, "--temperature", "0.5", "--num_rows", "3", "--overwrite")
     assert results()["num_questions"] == 3 and results()["settings"]["temperature"] == 0.5
 
@@ -163,7 +166,7 @@ def test_other_settings_weights_or_data_are_not_mixed(own, evaluate, error, rand
     own[1] = "trained"
     evaluate(*own[:-2])
     digits.build_model(seed=2).save_pretrained(tmp_path / "trained")
-    assert "weights '" in error(*own[:-2]) and (tmp_path / "trained" / "evaluation.json").exists()
+    assert "weights: " in error(*own[:-2]) and (tmp_path / "trained" / "evaluation.json").exists()
 
 
 def test_an_adapter_folder_is_the_merged_model(random_model, own, evaluate, tmp_path):
@@ -209,6 +212,24 @@ def make_model(folder, seed):
     digits.build_model(seed=seed).save_pretrained(folder)
     digits.build_processor().save_pretrained(folder)
     return folder
+
+
+def test_what_vllm_cannot_do_is_said_before_anything_is_read(own, error, tmp_path, monkeypatch):
+    own += ["--use_vllm"]
+    assert "--vllm_gpu_memory_utilization must be above 0" in error(*own, "--vllm_gpu_memory_utilization", "1.5")
+    assert "--vllm_tensor_parallel_size must be at least 1, got 0" in error(*own, "--vllm_tensor_parallel_size", "0")
+    assert "--use_cpu is for transformers" in error(*own, "--use_cpu")
+    monkeypatch.setattr(engine, "is_vllm_available", lambda: False)
+    assert '--use_vllm needs vLLM: pip install "trl-cppo[vllm]", or leave' in error(*own, "--split", "dev")
+    monkeypatch.setattr(engine, "is_vllm_available", lambda: True)
+    with pytest.raises(ValueError, match="in one process .* without a launcher, with --vllm_tensor_parallel_size"):
+        engine.check_engine(EvaluationArguments(model=str(own[1]), use_vllm=True), SimpleNamespace(num_processes=2))
+    build("llava")[0].config.save_pretrained(tmp_path / "llava")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "llava"}')
+    for folder in ("llava", "adapter"):  # without weights
+        own[1] = folder
+        assert "--use_vllm is not supported for llava: " in error(*own)
 
 
 def test_errors_are_one_line_that_says_what_to_do(own, error, tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def test_records_survive_a_half_written_line(tmp_path):
 def test_records_of_other_settings_or_damaged_ones_are_refused(tmp_path):
     records = Records(tmp_path / "out [1].json", {"seed": 0, "top_p": 1.0})
     records.append([record(0), record(1)])
-    with pytest.raises(EvaluationError, match=r"other settings \(top_p 1.0, now 0.9\). .* --overwrite"):
+    with pytest.raises(EvaluationError, match=r"other settings. top_p: 1.0 -> 0.9. .* --output, .* --overwrite"):
         Records(tmp_path / "out [1].json", {"seed": 0, "top_p": 0.9}).read()
     records.path.write_text(records.path.read_text().replace('"row": 0', '"row": '))
     with pytest.raises(EvaluationError, match="jsonl, line 2 is damaged"):

@@ -189,7 +189,7 @@ def evaluate(tmp_path, monkeypatch, random_model):
 def test_results_of_another_limit_are_not_mixed(evaluate):
     limited = evaluate("--max_pixels", str(LIMIT))
     assert limited["settings"]["max_pixels"] == LIMIT and limited["settings"]["min_pixels"] is None
-    with pytest.raises(SystemExit, match=f"max_pixels {LIMIT}, now None"):
+    with pytest.raises(SystemExit, match=f"max_pixels: {LIMIT} -> none"):
         evaluate()
     whole = evaluate("--overwrite")
     assert [question["question"] for question in whole["questions"]] == [q["question"] for q in limited["questions"]]

@@ -62,7 +62,7 @@ class RepairedVLLMGeneration(VLLMGeneration):
         if images is not None:
             # A server decodes otherwise than the trainer's processor: turned upright, transparency on black or white.
             to_rgb = rgb_reader(self.processing_class)
-            images = [[_bare(to_rgb(image)) for image in row or []] or None for row in images]
+            images = [[bare(to_rgb(image)) for image in row or []] or None for row in images]
             images = images if any(images) else None
         return super().generate(prompts, images, *args, **kwargs)
 
@@ -130,8 +130,8 @@ def _disagreement(token_ids: list[int], mm_prompt_updates: Any) -> str:
     )
 
 
-def _bare(image: Image.Image) -> Image.Image:
-    """Without EXIF data or XMP: vLLM turns an image upright by them, which the trainer's processor does not."""
+def bare(image: Image.Image) -> Image.Image:
+    """An image without EXIF data or XMP: vLLM turns an image upright by them, which the trainer's processor does not."""
     if not image.info:
         return image
     image = image.copy()

@@ -234,7 +234,7 @@ def test_the_command_on_the_embedded_task(monkeypatch, tmp_path, capsys, warm_mo
     run("--model", warm_model, "--num_rows", 3, "--max_completion_length", 28, "--output", output)
     page = output.read_text(encoding="utf-8")
     assert "Open it in a browser" in capsys.readouterr().out
-    assert page.count("<article") == 3 and page.count("data:image/png") == 9 and "sum_reward" in page
+    assert page.count("<article") == 3 and page.count("data:image/png") == 12 and "sum_reward" in page
 
 
 def test_equal_runs_give_equal_pages_and_a_model_equals_itself(monkeypatch, tmp_path, canvases, warm_model):

@@ -40,9 +40,26 @@ class EvaluationArguments:
     max_completion_length: int | None = field(
         default=None, metadata={"help": "Longest completion in tokens. Default: 2048; 28 for digits."}
     )
-    batch_size: int = field(
-        default=16, metadata={"help": "Prompts completed at once, on each process. Changes no result in float32."}
+    batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts completed at once, on each process. Changes no result in float32. Default: 16; 128 with vLLM."
+        },
     )
+    use_vllm: bool = field(
+        default=False,
+        metadata={"help": "Complete with vLLM in this process in place of transformers; faster on GPUs."},
+    )
+    vllm_gpu_memory_utilization: float = field(
+        default=0.9, metadata={"help": "Share of each GPU's memory that vLLM takes."}
+    )
+    vllm_max_model_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens of prompt and completion in vLLM; less takes less memory. Default: the model's."
+        },
+    )
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that vLLM splits the model over."})
     max_pixels: int | None = as_in_training("max_pixels")
     min_pixels: int | None = as_in_training("min_pixels")
     seed: int = field(default=0, metadata={"help": "Of the samples and of the bootstrap."})
@@ -69,7 +86,8 @@ class EvaluationArguments:
         self.model = self.model and os.path.expanduser(self.model).rstrip("/")
         if self.model and os.path.isdir(self.model):
             self.model = os.path.normpath(self.model)  # model, model/ and ./model are one
-        for name, lowest in [("num_rows", 1), ("num_samples", 0), ("batch_size", 1), ("seed", 0)]:
+        lowest_values = {"num_rows": 1, "num_samples": 0, "batch_size": 1, "seed": 0}
+        for name, lowest in {**lowest_values, "vllm_max_model_length": 2, "vllm_tensor_parallel_size": 1}.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"--{name} must be at least {lowest}, got {value}.")
@@ -84,8 +102,20 @@ class EvaluationArguments:
         check_limits(self.max_pixels, self.min_pixels)
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype must be auto, float32, bfloat16 or float16, got {self.dtype}.")
+        self._check_vllm()
+        if self.batch_size is None:
+            self.batch_size = 128 if self.use_vllm else 16
         if not self.greedy and self.num_samples == 0:
             raise ValueError("--no_greedy with --num_samples 0 leaves nothing to do.")
+
+    def _check_vllm(self) -> None:
+        if not 0 < self.vllm_gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"--vllm_gpu_memory_utilization must be above 0 and at most 1, got {self.vllm_gpu_memory_utilization}."
+            )
+        for flag in ("attn_implementation", "use_cpu"):
+            if self.use_vllm and getattr(self, flag):
+                raise ValueError(f"--{flag} is for transformers: vLLM chooses by itself. Leave it out, or --use_vllm.")
 
 
 EPILOG = "--config FILE: a YAML file of settings by the flags' names, below those that are given."

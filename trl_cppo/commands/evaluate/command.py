@@ -107,5 +107,6 @@ def main(arguments: list[str], program: str = "trl-cppo evaluate") -> None:
             ),
         )
     state.wait_for_everyone()
-    state.destroy_process_group()
+    if not args.use_vllm:  # whose engine has made the group, and ends it
+        state.destroy_process_group()
     leave(state.num_processes, state.device.type)

@@ -5,8 +5,9 @@
 Shapes: `B` rows of the batch, `P` tokens of the padded prompts, `T` tokens of the longest completion.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate.utils import is_peft_model
 from transformers import BatchFeature, GenerationConfig, PreTrainedModel, ProcessorMixin
@@ -33,10 +34,76 @@ class Completion:
     clipped: bool
 
 
+class Generator(Protocol):
+    """What completes the rows of a batch."""
+
+    def encode(self, examples: list[dict[str, Any]]) -> Any:
+        """Inputs of B rows. Raises a `ValueError` naming row and column."""
+
+    def complete(self, inputs: Any, rows: list[int], samples: list[int | None]) -> Iterable[list[Completion]]:
+        """For each number of a sample, `None` being the greedy one, the completions of the B rows."""
+
+
+class Codec:
+    """
+    From rows to model inputs and from token ids to completions, as in GRPOTrainer's rollouts: its chat template call, left
+    padding, end tokens.
+
+    Args:
+        model (`PreTrainedModel`): not kept; its configurations are read.
+        processor (`ProcessorMixin`): its processor.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+        tokenizer = processor.tokenizer
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._processor, self._tokenizer = processor, tokenizer
+        self._placeholders = placeholder_texts(model, processor)
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        self.end_ids = sorted({tokenizer.eos_token_id, *own} - {None})
+
+    def encode(self, examples: list[dict[str, Any]]) -> BatchFeature:
+        """
+        Model inputs of B rows, on the CPU: prompts of shape `(B, P)`, padded on the left, and the family's pixel tensors.
+
+        Args:
+            examples (`list[dict]`): B rows of conversational `prompt` and `images`, `image` or images in the prompt.
+
+        Raises:
+            `ValueError`: naming row and column, if a prompt is no list of messages or an image cannot be processed.
+        """
+        try:
+            return self._apply_chat_template([build_prompt(example) for example in examples])
+        except Exception as error:
+            if not may_be_a_rows_fault(error):
+                raise
+            fault = find_row_fault(examples, self._processor.image_processor, self._placeholders)
+            fault = fault or f"{row_names(examples)} cannot be turned into model inputs: {error}"
+            raise ValueError(fault) from error
+
+    def _apply_chat_template(self, prompts: list[list[dict[str, Any]]]) -> BatchFeature:
+        return self._processor.apply_chat_template(
+            prompts,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        )
+
+    def completion(self, ids: list[int]) -> Completion:
+        """What was written before the first end token, of token ids that may go on behind it."""
+        end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
+        ids = ids if end is None else ids[: end + 1]
+        return Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids, clipped=end is None)
+
+
 class CompletionGenerator:
     """
-    Completes prompts as GRPOTrainer's rollouts do: its chat template call, left padding, end tokens, suppressed image
-    and video placeholders; nothing from the model's own `generation_config` but the end tokens.
+    Completes prompts by transformers, as GRPOTrainer's rollouts: suppressed image and video placeholders; nothing from the
+    model's own `generation_config` but the end tokens.
 
     Args:
         model (`PreTrainedModel`): put into evaluation mode; its `generation_config` is replaced.
@@ -56,22 +123,16 @@ class CompletionGenerator:
         top_p: float = 1.0,
         seed: int = 0,
     ):
-        tokenizer = processor.tokenizer
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self._model, self._processor, self._tokenizer = model.eval(), processor, tokenizer
+        self._model, self._codec = model.eval(), Codec(model, processor)
         self._temperature, self._top_p, self._seed = temperature, top_p, seed
         self._length = max_completion_length
-        own = model.generation_config.eos_token_id
-        own = own if isinstance(own, list) else [own]
-        self._end_ids = sorted({tokenizer.eos_token_id, *own} - {None})
         # The model's own settings (Qwen2.5-VL: a repetition penalty) would fill every gap that the call leaves.
         settings = GenerationConfig(
             max_new_tokens=max_completion_length,
             do_sample=False,  # SeededSampler draws
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=self._end_ids,
+            pad_token_id=processor.tokenizer.pad_token_id,
+            bos_token_id=processor.tokenizer.bos_token_id,
+            eos_token_id=self._codec.end_ids,
             suppress_tokens=placeholder_ids(model) or None,
             disable_compile=True,
         )
@@ -80,35 +141,12 @@ class CompletionGenerator:
             model.get_base_model().generation_config = settings
 
     def encode(self, examples: list[dict[str, Any]]) -> BatchFeature:
-        """
-        Model inputs of B rows: prompts of shape `(B, P)`, padded on the left, and the family's pixel tensors.
+        """What [`Codec.encode`] returns, on the model's device and of its type."""
+        return self._codec.encode(examples).to(self._model.device, dtype=self._model.dtype)  # ids stay integers
 
-        Args:
-            examples (`list[dict]`): B rows of conversational `prompt` and `images`, `image` or images in the prompt.
-
-        Raises:
-            `ValueError`: naming row and column, if a prompt is no list of messages or an image cannot be processed.
-        """
-        try:
-            return self._apply_chat_template([build_prompt(example) for example in examples])
-        except Exception as error:
-            if not may_be_a_rows_fault(error):
-                raise
-            placeholders = placeholder_texts(self._model, self._processor)
-            fault = find_row_fault(examples, self._processor.image_processor, placeholders)
-            fault = fault or f"{row_names(examples)} cannot be turned into model inputs: {error}"
-            raise ValueError(fault) from error
-
-    def _apply_chat_template(self, prompts: list[list[dict[str, Any]]]) -> BatchFeature:
-        inputs = self._processor.apply_chat_template(
-            prompts,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )
-        return inputs.to(self._model.device, dtype=self._model.dtype)  # ids stay integers
+    def complete(self, inputs: BatchFeature, rows: list[int], samples: list[int | None]) -> Iterator[list[Completion]]:
+        """One sample after the other: each of B rows."""
+        return (self.generate(inputs, rows, sample) for sample in samples)
 
     def generate(self, inputs: BatchFeature, rows: list[int], sample: int | None) -> list[Completion]:
         """
@@ -125,12 +163,7 @@ class CompletionGenerator:
             uniforms = draw_uniforms(self._seed, rows, sample, self._length).to(self._model.device)
             processors = sampling_processors(self._temperature, self._top_p, uniforms, prompt_length)
         output = self._model.generate(**inputs, logits_processor=processors)
-        return [self._completion(ids) for ids in output[:, prompt_length:].tolist()]
-
-    def _completion(self, ids: list[int]) -> Completion:
-        end = next((place for place, token in enumerate(ids) if token in self._end_ids), None)
-        ids = ids if end is None else ids[: end + 1]
-        return Completion(self._tokenizer.decode(ids, skip_special_tokens=True), ids, clipped=end is None)
+        return [self._codec.completion(ids) for ids in output[:, prompt_length:].tolist()]
 
 
 def build_prompt(example: dict[str, Any]) -> list[dict[str, Any]]:

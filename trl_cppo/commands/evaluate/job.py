@@ -23,7 +23,7 @@ from ...scoring.families import converts_to_rgb, rgb_reader
 from ..loading import DIGITS, check_folder, load_rewards, load_split
 from .arguments import EvaluationArguments
 from .errors import EvaluationError
-from .generation import CompletionGenerator
+from .generation import CompletionGenerator, Generator
 from .results.identity import check_same_settings, weights_hash
 from .results.records import Records
 from .results.summary import load_result
@@ -39,7 +39,7 @@ class Job:
     """An evaluation, ready to run."""
 
     rows: LocatedRows
-    generator: CompletionGenerator
+    generator: Generator
     row_images: RowImages
     reward: Callable[..., Any]
     records: Records
@@ -49,13 +49,17 @@ class Job:
     compare_with: dict[str, Any] | None
 
 
-def load_model(args: EvaluationArguments, device: torch.device) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, or an adapter on its base model, and its processor (the base's where an adapter has none)."""
-    source = args.model
-    if source == DIGITS:
-        from ... import digits
+def find_source(args: EvaluationArguments) -> str:
+    """The Hub id or folder of the model or adapter."""
+    if args.model != DIGITS:
+        return args.model
+    from ... import digits
 
-        source = str(digits.warm_start(seed=0))
+    return str(digits.warm_start(seed=0))
+
+
+def load_model(args: EvaluationArguments, source: str, device: torch.device) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model, or an adapter on its base model, and its processor (the base's where an adapter has none)."""
     options = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     model = weights.load_model(source, args.dtype, attn_implementation=args.attn_implementation, **options)
     adapter = Path(source) / "adapter_config.json"
@@ -98,18 +102,24 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
     check_folder("--model", args.model)
     if state.device.type == "mps":
         raise ValueError("Sampling needs float64, which Apple's GPUs do not have. Add --use_cpu.")
+    if args.use_vllm:
+        from .engine import check_engine
+
+        check_engine(args, state)
     if args.compare and len(args.compare) != 1:
         raise ValueError("--compare takes one file when a model is evaluated, and two when none is.")
     compare_with = load_result(args.compare[0]) if args.compare else None
     reward_name, reward = load_reward(args)
     dataset, name = load_rows(args, reward)
-    model, processor = load_model(args, state.device)
+    source = find_source(args)
+    model, processor = load_model(args, source, torch.device("cpu") if args.use_vllm else state.device)
     length = args.max_completion_length or (DIGITS_LENGTH if args.dataset == DIGITS else 2048)
-    generator = CompletionGenerator(model, processor, length, args.temperature, args.top_p, args.seed)
 
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings |= {"num_rows": len(dataset), "max_completion_length": length, "reward": reward_name}
     settings["weights"] = weights_hash(model)
+    if args.use_vllm:  # not among those that older results have
+        settings["use_vllm"] = True
     limits, convert = (args.max_pixels, args.min_pixels), not converts_to_rgb(processor)
     row_images = RowImages(*limits, rgb_reader(processor), convert=convert)
     output, rows = output_path(args), LocatedRows(dataset, name)
@@ -120,7 +130,24 @@ def prepare(args: EvaluationArguments, state: PartialState) -> Job:
     done = records.read()
     state.wait_for_everyone()  # no process appends while another one reads
     pending = [row for row in range(len(dataset)) if row not in done][state.process_index :: state.num_processes]
+    generator = make_generator(args, source, model, processor, length, bool(pending))
     return Job(rows, generator, row_images, reward, records, pending, settings, output, compare_with)
+
+
+def make_generator(
+    args: EvaluationArguments,
+    source: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    length: int,
+    has_work: bool,
+) -> Generator:
+    """What completes the prompts. An engine is not started for nothing."""
+    if args.use_vllm and has_work:
+        from .engine import EngineGenerator
+
+        return EngineGenerator(args, source, model, processor, length)
+    return CompletionGenerator(model, processor, length, args.temperature, args.top_p, args.seed)
 
 
 def open_output(

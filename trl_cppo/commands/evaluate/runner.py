@@ -12,7 +12,7 @@ from ...run.rows.checks import LocatedRows, row_name
 from ...run.rows.images import RowImages
 from ..loading import RewardCountError
 from .errors import EvaluationError
-from .generation import Completion, CompletionGenerator
+from .generation import Completion, Generator
 from .results.identity import question_hash
 from .results.records import Record
 
@@ -20,7 +20,7 @@ from .results.records import Record
 def evaluate_rows(
     rows: LocatedRows,
     indices: list[int],
-    generator: CompletionGenerator,
+    generator: Generator,
     reward: Callable[..., Any],
     *,
     greedy: bool = True,
@@ -34,7 +34,7 @@ def evaluate_rows(
     Args:
         rows (`LocatedRows`): the data set.
         indices (`list[int]`): which of its rows.
-        generator (`CompletionGenerator`): writes the completions.
+        generator (`Generator`): writes the completions.
         reward (`Callable`): a reward function as GRPOTrainer takes them.
         greedy (`bool`, *optional*, defaults to `True`): whether to complete each prompt greedily.
         num_samples (`int`, *optional*, defaults to `0`): sampled completions of each prompt.
@@ -58,8 +58,7 @@ def evaluate_rows(
         except ValueError as error:
             raise EvaluationError(str(error)) from error
         scored = []
-        for number in numbers:
-            completions = generator.generate(inputs, batch, number)
+        for completions in generator.complete(inputs, batch, numbers):
             scores = _score(reward, limited, completions)
             scored.append([_describe(*pair) for pair in zip(completions, scores, strict=True)])
         yield [

@@ -22,7 +22,8 @@ from ..loading import DIGITS, check_folder, load_rewards, load_split
 from ..rollouts import Rollout
 from ..view_scoring import score_views
 from .completions import GivenCompletion, prompt_text, read_completions
-from .page import Row, Settings, render
+from .page import render
+from .rows import Row, Settings
 
 
 @dataclass

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from ..evaluate.results.summary import RIGHT
 from ..rollouts import NamedViews, Rollout, TokenScores
-from .summary import LEVELS, Summary, level, overlap, summarize
+from .rows import Row, Settings, choose_opening, shown_part
+from .summary import LEVELS, Summary, WordCount, level, overlap, summarize
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_SIDE = 448  # pixels of a thumbnail
 _SMALL = 160  # pixels: up to here images are kept exactly, and shown enlarged
 _DIGITS = 3  # significant, of the numbers in the page
 _SHOWN_WORDS = 12
+_SIGN_FROM = 0.1  # nats: mean ΔH of a sign from which the page speaks of a shortcut; docs/report.md has what was seen
 _MEANS = {
     "logp": "Mean log p, image",
     "entropy": "Mean H, image",
@@ -32,28 +34,6 @@ _MEANS = {
     "preserved": "Mean d⁺ of perception tokens",
     "removed": "Mean d⁻ of perception tokens",
 }
-
-
-@dataclass
-class Row:
-    """One row of the report: a data set row, and the same completion as each model sees it."""
-
-    number: int  # place in the data set
-    prompt: str
-    solution: str | None
-    rollouts: list[Rollout]  # one a model
-    rewards: dict[str, float]
-    advantage: float | None = None
-
-
-@dataclass
-class Settings:
-    """What the head of the page says."""
-
-    models: list[str]
-    dataset: str
-    split: str
-    details: dict[str, str]
 
 
 def render(rows: list[Row], settings: Settings) -> str:
@@ -69,7 +49,13 @@ def render(rows: list[Row], settings: Settings) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        visible=visible, marked=_marked, number=_text_number, signed=_signed, share=_share, percent=_percent
+        visible=visible,
+        marked=_marked,
+        shown=_shown,
+        number=_text_number,
+        signed=_signed,
+        share=_share,
+        percent=_percent,
     )
     by_model = [[row.rollouts[place] for row in rows] for place in range(len(settings.models))]
     summaries = [summarize(rollouts) for rollouts in by_model]
@@ -79,6 +65,12 @@ def render(rows: list[Row], settings: Settings) -> str:
         summaries=summaries,
         overlap=overlap(*by_model) if len(by_model) == 2 else None,
         rows=[_row_context(row) for row in rows],
+        opening=_opening_context(rows),
+        graders=sorted({row.graded_by for row in rows if row.graded_by is not None}),
+        verdicts=[sum(row.is_right is verdict for row in rows) for verdict in (True, False)],
+        right_from=RIGHT,
+        leading_sign=_leading_sign,
+        sign_from=_SIGN_FROM,
         levels=_level_labels(),
         bars=_bars,
         longest=max([found.tokens for summary in summaries for found in summary.bins] + [1]),
@@ -139,6 +131,11 @@ def _marked(text: str) -> str:
     return text.replace("\n", "\u21b5").replace("\t", "\u21e5").replace(" ", "\u2423")
 
 
+def _shown(text: str) -> str:
+    """Line breaks and tabs of an answer, as the script shows them."""
+    return text.replace("\n", "\u21b5\n").replace("\t", "\u21e5\t")
+
+
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "\u2013"
 
@@ -151,11 +148,65 @@ def _row_context(row: Row) -> dict[str, Any]:
         "solution": row.solution,
         "rewards": row.rewards,
         "advantage": row.advantage,
+        "is_right": row.is_right,
         "figures": _figures(views) if views else [],
         "length": len(row.rollouts[0].tokens),
         "text": "".join(token.text for token in row.rollouts[0].tokens if token.part == 1),
         "data": Markup(_json(row)),
     }
+
+
+def _opening_context(rows: list[Row]) -> dict[str, Any] | None:
+    """What the top of the page shows, drawn without the script."""
+    opening = choose_opening(rows)
+    if opening is None:
+        return None
+    row = rows[opening.place]
+    rollout = row.rollouts[0]
+    shown = shown_part(len(rollout.tokens), opening.strongest)
+    return {
+        "number": row.number,
+        "reason": opening.reason,
+        "prompt": row.prompt,
+        "solution": row.solution,
+        "is_right": row.is_right,
+        "figure": _figures(rollout.views)[0],
+        "images": len(rollout.views.images),
+        "tokens": [_opening_token(rollout, place) for place in shown],
+        "is_cut": (shown.start > 0, shown.stop < len(rollout.tokens)),
+        "length": len(rollout.tokens),
+        "rising": opening.rising,
+        "selected": opening.selected,
+        "strongest": None if opening.strongest is None else _numbers_of(rollout, opening.strongest),
+    }
+
+
+def _opening_token(rollout: Rollout, place: int) -> dict[str, Any]:
+    token, before = rollout.tokens[place], rollout.tokens[place - 1].text if place else ""
+    return {
+        "text": token.text if token.part == 1 else f"{token.part}/{token.parts}",
+        "level": level(rollout.scores.shifts[place]),
+        "is_selected": rollout.scores.selected[place],
+        "may_wrap": not (before[-1:].isalnum() and token.text[:1].isalnum()),
+    }
+
+
+def _numbers_of(rollout: Rollout, place: int) -> dict[str, Any]:
+    scores = rollout.scores
+    return {
+        "text": rollout.tokens[place].text,
+        "entropy": scores.entropies[place],
+        "removed_entropy": scores.removed_entropies[place],
+        "preserved": scores.divergences_preserved[place],
+        "removed": scores.divergences_removed[place],
+    }
+
+
+def _leading_sign(words: list[WordCount]) -> WordCount | None:
+    """The token that was selected most often, if it is a sign, without a letter or a digit that could be read."""
+    if not words or not words[0].selected or any(character.isalnum() for character in words[0].text):
+        return None
+    return words[0]
 
 
 def _figures(views: NamedViews) -> list[dict[str, Any]]:

@@ -50,7 +50,12 @@ def check_same_settings(path: str, stored: dict[str, Any], settings: dict[str, A
     """
     names = [name for name in {**settings, **stored} if settings.get(name) != stored.get(name)]
     if names:
-        differences = ", ".join(f"{name} {stored.get(name)!r}, now {settings.get(name)!r}" for name in names)
+        changes = "; ".join(f"{name}: {_shown(stored.get(name))} -> {_shown(settings.get(name))}" for name in names)
         raise EvaluationError(
-            f"{path} holds results of other settings ({differences}). Give another --output, or --overwrite to drop them."
+            f"{path} holds results of other settings. {changes}. Keep them and give another --output, or drop them with "
+            "--overwrite."
         )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
