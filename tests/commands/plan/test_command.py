@@ -85,7 +85,7 @@ def test_stage_3_is_suggested_where_stage_2_leaves_no_room(folder):
     assert fit.zero_stage == 3 and fit.free >= 0
     planned.args = args
     assert planned.fit().zero_stage == 2
-    assert planner(arguments(folder, use_peft=True)).fit().zero_stage == 0
+    assert planner(arguments(folder, use_peft=True, per_device_train_batch_size=4)).fit().zero_stage == 0
 
 
 def test_states_of_each_stage(folder):
@@ -133,7 +133,7 @@ def test_reference_vllm_and_limits_count(folder):
 
 def test_the_command_prints_a_plan(folder, capsys):
     main(["plan", "--model", str(folder), "--image_size", "84x42", "--prompt_tokens", "20", "--max_completion_length", "24",
-          "--num_generations", "4", "--prompts_per_step", "4", "--num_prompts", "400", "--gpu_memory", "1"])  # fmt: skip
+          "--num_generations", "4", "--prompts_per_step", "4", "--num_prompts", "400", "--gpu_memory", "1", "--per_device_train_batch_size", "4"])  # fmt: skip
     text = capsys.readouterr().out
     for part in (
         "weights",
@@ -241,7 +241,7 @@ def test_fewer_rows_are_sampled_at_once_where_there_is_no_room_for_all(folder):
 def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
     dataset = make_rows([1, 2, 1, 1], sizes=[(56, 56), (84, 42)])
     dataset.save_to_disk(tmp_path / "data")
-    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false")
+    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false", per_device_train_batch_size=4)
     text = "\n".join(make_plan(args))
     assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
     assert "in rows of their own: share_prefix is False" in text
