@@ -4,11 +4,14 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 import torch
-from conftest import make_rows
+from accelerate.commands.launch import launch_command_parser
+from conftest import make_rows, make_trainer
 from family_cases import prompt_text
+from peft import LoraConfig
 from tiny_models import build
 
 from trl_cppo.__main__ import main
@@ -18,8 +21,10 @@ from trl_cppo.commands.plan.counts.batch import MicroBatch
 from trl_cppo.commands.plan.counts.images import ImageMaker, load_image_processor
 from trl_cppo.commands.plan.counts.update import UpdateBench
 from trl_cppo.commands.plan.model import Lora, build_model, count_parameters, load_config, states_of
+from trl_cppo.commands.plan.page import flags
 from trl_cppo.commands.plan.rows import measure
-from trl_cppo.commands.plan.search import Planner
+from trl_cppo.commands.plan.search import Fit, Planner
+from trl_cppo.commands.train.arguments import parse
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +45,13 @@ def arguments(folder, **changes):
     return PlanArguments(str(folder), **{**small, **changes})
 
 
+SAMPLED_ELSEWHERE = {"use_vllm": True, "vllm_gpu_memory_utilization": 0.0}  # so that the update alone decides
+
+
 def planner(args):
     config = load_config(args.model)
     processor, _ = load_image_processor(args.model, config)
-    model = build_model(config, args.torch_dtype, args.lora, args.gradient_checkpointing)
+    model = build_model(config, args.torch_dtype, args.lora, args.gradient_checkpointing, parts=args.parts())
     bench = UpdateBench(model, ImageMaker(processor, config.model_type), share_prefix=args.share_prefix)
     return Planner(args, bench, lambda what: None)
 
@@ -54,7 +62,7 @@ def used(fit, args):
 
 @pytest.mark.parametrize("share_prefix", [False, True])
 def test_the_largest_micro_batch_that_fits_is_chosen(folder, share_prefix):
-    args = arguments(folder, share_prefix=share_prefix)
+    args = arguments(folder, share_prefix=share_prefix, **SAMPLED_ELSEWHERE)
     planned = planner(args)
     peaks = {size: used(planned._fit(2, size), args) for size in (1, 2, 4, 8, 16)}
     assert sorted(peaks.values()) == list(peaks.values())
@@ -69,7 +77,7 @@ def test_the_largest_micro_batch_that_fits_is_chosen(folder, share_prefix):
 
 
 def test_stage_3_is_suggested_where_stage_2_leaves_no_room(folder):
-    args = arguments(folder, num_gpus=4)
+    args = arguments(folder, num_gpus=4, **SAMPLED_ELSEWHERE)
     planned = planner(args)
     second = planned._fit(2, 1)
     planned.args = dataclasses.replace(args, gpu_memory=(used(second, args) - 1000) / 0.9 / GIB)
@@ -77,7 +85,7 @@ def test_stage_3_is_suggested_where_stage_2_leaves_no_room(folder):
     assert fit.zero_stage == 3 and fit.free >= 0
     planned.args = args
     assert planned.fit().zero_stage == 2
-    assert planner(arguments(folder, use_peft=True)).fit().zero_stage == 0
+    assert planner(arguments(folder, use_peft=True, per_device_train_batch_size=4)).fit().zero_stage == 0
 
 
 def test_states_of_each_stage(folder):
@@ -111,7 +119,9 @@ def test_a_shared_prefix_is_told_in_tokens(folder):
 
 
 def test_reference_vllm_and_limits_count(folder):
-    plain, more = (planner(arguments(folder, **changes)) for changes in ({}, {"beta": 0.1, "use_vllm": True}))
+    plain, more = (
+        planner(arguments(folder, **changes)) for changes in (SAMPLED_ELSEWHERE, {"beta": 0.1, "use_vllm": True})
+    )
     first, second = plain._fit(2, 4), more._fit(2, 4)
     assert second.reference == first.states.weights and more.args.vllm_bytes == round(0.3 * 80 * GIB)
     assert more.cost(4).scoring_flops == 2 * more.cost(4).sampling_flops
@@ -123,7 +133,7 @@ def test_reference_vllm_and_limits_count(folder):
 
 def test_the_command_prints_a_plan(folder, capsys):
     main(["plan", "--model", str(folder), "--image_size", "84x42", "--prompt_tokens", "20", "--max_completion_length", "24",
-          "--num_generations", "4", "--prompts_per_step", "4", "--num_prompts", "400", "--gpu_memory", "1"])  # fmt: skip
+          "--num_generations", "4", "--prompts_per_step", "4", "--num_prompts", "400", "--gpu_memory", "1", "--per_device_train_batch_size", "4"])  # fmt: skip
     text = capsys.readouterr().out
     for part in (
         "weights",
@@ -132,6 +142,7 @@ def test_the_command_prints_a_plan(folder, capsys):
         "activations",
         "view rows",
         "left",
+        "KV cache of 16 rows",
         "Not counted",
         "GRPO's",
         "hours",
@@ -144,10 +155,93 @@ def test_the_command_prints_a_plan(folder, capsys):
     )
 
 
+PASTED = [
+    ({}, dict(zero_stage=0), dict(use_peft=False, share_prefix="auto", freeze=None)),
+    (
+        {"use_peft": True, "lora_on": ["vision_tower", "projector"], "num_gpus": 2, "max_pixels": 4000},
+        dict(zero_stage=0, num_processes=2, use_deepspeed=False),
+        dict(use_peft=True, lora_on=["vision_tower", "projector"], lora_target_modules=None, max_pixels=4000),
+    ),
+    (
+        {"freeze": ["vision_tower"], "num_gpus": 4, "use_vllm": True, "vllm_enable_sleep_mode": True, "beta": 0.1, "dataset_name": "my data"},
+        dict(zero_stage=3, num_processes=4, use_deepspeed=True, mixed_precision="bf16", zero3_save_16bit_model="true"),
+        dict(freeze=["vision_tower"], vllm_enable_sleep_mode=True, vllm_mode="colocate", beta=0.1, dataset_name="my data"),
+    ),
+    (
+        {"dtype": "float32", "share_prefix": "false", "gradient_checkpointing": False, "cpl_divergence": "kl"},
+        dict(zero_stage=2, use_deepspeed=True, mixed_precision="no"),
+        dict(dtype="float32", share_prefix=False, gradient_checkpointing=False, cpl_divergence="kl"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wish", "launched", "trained"), PASTED)
+def test_what_is_to_be_pasted_is_taken_by_launcher_and_training(folder, wish, launched, trained):
+    args = arguments(folder, **wish)
+    fit = Fit(launched["zero_stage"], 4, 2, 1, None, 0, None, 0, 0)
+    words = shlex.split("\n".join(flags(args, fit)).replace("\\\n", ""))
+    place = words.index("train")
+    if words[0] == "accelerate":
+        launcher = launch_command_parser().parse_args(words[2:])
+        assert (launcher.module, launcher.training_script, launcher.training_script_args) == (
+            True, "trl_cppo", words[place:],
+        )  # fmt: skip
+        launcher.zero_stage = int(launcher.zero_stage or 0)
+        assert {name: getattr(launcher, name) for name in launched} == launched
+    else:
+        assert words[: place + 1] == ["trl-cppo", "train"] and not launched["zero_stage"]
+    script, config, model = parse([*words[place + 1 :], "--use_cpu", "--bf16", "False"], "train")  # no GPU is here
+    taken = {**vars(script), **vars(config), **vars(model)}
+    both = dict(
+        model_name_or_path=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=2, steps_per_generation=1,
+        num_generations=4, max_completion_length=24,
+    )  # fmt: skip
+    expected = both | {"dataset_name": "YOUR_DATA", "dtype": "bfloat16"} | trained
+    assert {name: taken[name] for name in expected} == expected
+
+
+def test_what_is_frozen_or_has_adapters_is_what_the_trainer_trains(folder, tmp_path):
+    model, _ = build("qwen2_5_vl")
+    parts = {"vision_tower": "model.visual.", "projector": "model.visual.merger."}
+    sizes = {
+        part: sum(v.numel() for n, v in model.named_parameters() if n.startswith(place))
+        for part, place in parts.items()
+    }
+    total = sum(value.numel() for value in model.parameters())
+    whole, frozen = (
+        planner(arguments(folder, **changes)) for changes in ({}, {"freeze": ["vision_tower", "projector"]})
+    )
+    assert count_parameters(frozen.bench.model) == (total, total - sizes["vision_tower"])
+    micro = MicroBatch(1, 4)
+    assert (
+        frozen.count(micro).flops < whole.count(micro).flops
+        and frozen.count(micro).reached < whole.count(micro).reached
+    )
+    wish = {"lora_on": ["vision_tower"]}
+    adapted = planner(arguments(folder, use_peft=True, lora_r=4, **wish)).bench.model
+    real = make_trainer(tmp_path, model=model, peft_config=LoraConfig(r=4), **wish).model
+    assert count_parameters(adapted) == count_parameters(real) and count_parameters(real)[1] > 0
+
+
+def test_fewer_rows_are_sampled_at_once_where_there_is_no_room_for_all(folder):
+    args = arguments(folder, prompts_per_step=32, per_device_train_batch_size=1)
+    planned = planner(args)
+    peak = planned.count(planned.worst_case(1)).peak_bytes
+    half, whole = (planned.bench.sampling_bytes(planned.longest, rows) for rows in (64, 128))
+    assert whole > half > peak
+    states = planned._fit(2, 1).states.total
+    planned.args = dataclasses.replace(args, gpu_memory=(states + half + 1000) / 0.9 / GIB)
+    fit = planned.fit()
+    assert (fit.steps_per_generation, fit.accumulation) == (64, 128) and 0 <= fit.free <= 1001
+    planned.args = dataclasses.replace(args, num_gpus=2, zero_stage=3)  # which gathers the weights to sample
+    third = planned.fit()
+    assert third.sampling == half + third.states.weights and third.steps_per_generation == 64
+
+
 def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
     dataset = make_rows([1, 2, 1, 1], sizes=[(56, 56), (84, 42)])
     dataset.save_to_disk(tmp_path / "data")
-    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false")
+    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false", per_device_train_batch_size=4)
     text = "\n".join(make_plan(args))
     assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
     assert "in rows of their own: share_prefix is False" in text
@@ -167,6 +261,11 @@ def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
         (["--gated_share", "2"], "--gated_share is a share from 0 to 1; got 2.0"),
         (["--zero_stage", "4"], "--zero_stage must be one of 0, 1, 2, 3; got 4"),
         (["--num_gpus", "3"], "do not divide by 3 GPUs; change --prompts_per_step"),
+        (
+            ["--freeze", "tower"],
+            "freeze names parts of a model: vision_tower, projector, language_model; got ['tower']",
+        ),
+        (["--lora_on", "all"], "(--use_peft on the command line)"),
         (["--prompt_tokens", "1"], "is too short"),
         (["--per_device_train_batch_size", "3"], "--per_device_train_batch_size 3 must divide"),
     ],

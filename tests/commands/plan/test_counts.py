@@ -10,7 +10,7 @@ from peft import LoraConfig
 from tiny_models import FAMILIES as BUILT
 from tiny_models import build
 
-from trl_cppo.commands.plan.counts.batch import MicroBatch, Rollout
+from trl_cppo.commands.plan.counts.batch import MicroBatch, Rollout, token_ids
 from trl_cppo.commands.plan.counts.counting import count
 from trl_cppo.commands.plan.counts.images import ImageMaker
 from trl_cppo.commands.plan.counts.meta_mode import head_of_a_gpu
@@ -86,3 +86,16 @@ def test_counts_without_data_are_those_of_real_tensors(tmp_path, family, share_p
     planned_states = states_of(model, torch.float32, 0, 1, is_lora, planned.reached)
     for name, size in states.items():
         assert getattr(planned_states, name) == pytest.approx(size, rel=0.001) and size > 0, name
+    if not share_prefix:
+        assert bench.cache_bytes(20) == real_cache(trainer, 16, 5)  # the last token is not read
+
+
+def real_cache(trainer, prompt, sampled):
+    """Bytes of the keys and values that sampling keeps of a row."""
+    _, word = token_ids(trainer.model.config)
+    with torch.no_grad():
+        result = trainer.model.eval().generate(
+            input_ids=torch.full((1, prompt), word), max_new_tokens=sampled, min_new_tokens=sampled, do_sample=False,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+    return sum(part.nbytes for layer in result.past_key_values.layers for part in (layer.keys, layer.values))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from ...config import as_in_training
+from ...config import CPPOConfig, as_in_training
 from ...method.image_size import limited_size
 from ..line import ShortErrors
 from .counts.batch import Rollout
@@ -62,7 +62,13 @@ class PlanArguments:
     router_aux_loss_coef: float | None = _flag(None, "Of a mixture of experts. Default: the model's own.")
     use_peft: bool = _flag(False, "Train LoRA adapters.")
     lora_r: int = _flag(16, "Rank of the adapters.")
-    lora_target_modules: list[str] = _flags(["q_proj", "k_proj", "v_proj", "o_proj"], "Modules that get adapters.")
+    lora_target_modules: list[str] | None = _flag(
+        None,
+        "Modules that get adapters. Default: q_proj k_proj v_proj o_proj; with --lora_on or --freeze, all linear layers of the parts "
+        "that are left.",
+    )
+    lora_on: list[str] | None = as_in_training("lora_on")
+    freeze: list[str] | None = as_in_training("freeze")
     dtype: str = _flag("bfloat16", "Of the weights: bfloat16 or float32.")
     gradient_checkpointing: bool = _flag(
         True, "Whether blocks keep their inputs alone and are run again in the backward."
@@ -104,9 +110,21 @@ class PlanArguments:
                     f"--{name} must be one of {', '.join(map(str, known[-4:]))}; got {getattr(self, name)}."
                 )
 
+        if self.lora_target_modules is None and not (self.lora_on or self.freeze):
+            self.lora_target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+    def parts(self) -> CPPOConfig:
+        """
+        Which parts are trained. To be asked before there is a trainer, for a configuration resets what accelerate remembers.
+
+        Raises:
+            `ValueError`: for a part that is none.
+        """
+        return CPPOConfig("none", use_cpu=True, bf16=False, report_to="none", lora_on=self.lora_on, freeze=self.freeze)
+
     @property
     def lora(self) -> Lora | None:
-        return Lora(self.lora_r, tuple(self.lora_target_modules)) if self.use_peft else None
+        return Lora(self.lora_r, self.lora_target_modules) if self.use_peft else None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -119,8 +137,12 @@ class PlanArguments:
     @property
     def vllm_bytes(self) -> int:
         """Of each GPU during the update."""
-        awake = self.use_vllm and not self.vllm_enable_sleep_mode
-        return round(awake * self.vllm_gpu_memory_utilization * self.gpu_memory * GIB)
+        return 0 if self.vllm_enable_sleep_mode else self.vllm_share
+
+    @property
+    def vllm_share(self) -> int:
+        """Bytes of each GPU while it samples."""
+        return round(self.use_vllm * self.vllm_gpu_memory_utilization * self.gpu_memory * GIB)
 
     @property
     def extra_scorings(self) -> int:

@@ -29,7 +29,7 @@ def make_plan(args: PlanArguments) -> list[str]:
     images = ImageMaker(processor, config.model_type)
 
     def bench(checkpointing: bool) -> UpdateBench:
-        model = build_model(config, args.torch_dtype, args.lora, checkpointing)
+        model = build_model(config, args.torch_dtype, args.lora, checkpointing, parts=args.parts())
         return UpdateBench(model, images, args.cpl_divergence, args.share_prefix, args.router_aux_loss_coef)
 
     rows = None

@@ -2,13 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model from its configuration alone, and what its weights, gradients and optimizer states take."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from ...config import CPPOConfig
 from ...scoring.families import FAMILIES
+from ...scoring.parts import adapter_by_part, explaining_no_match, freeze
 from ..loading import check_folder
 
 FLOAT32 = 4  # bytes
@@ -18,10 +21,10 @@ LORA_DROPOUT = 0.05  # the default of `--lora_dropout`
 
 @dataclass(frozen=True)
 class Lora:
-    """Adapters of rank `r` on the modules of these names, as `--lora_r` and `--lora_target_modules` say."""
+    """Adapters of rank `r` on the modules of these names, as `--lora_r` and `--lora_target_modules` say; `None`: as PEFT chooses."""
 
     r: int
-    targets: tuple[str, ...]
+    targets: list[str] | None
 
 
 def load_config(source: str) -> PretrainedConfig:
@@ -52,6 +55,7 @@ def build_model(
     lora: Lora | None = None,
     checkpointing: bool = False,
     device: str = "meta",
+    parts: CPPOConfig | None = None,
 ) -> PreTrainedModel:
     """
     The model in training mode with TRL's fused head, as GRPOTrainer prepares it.
@@ -62,15 +66,26 @@ def build_model(
         lora (`Lora`, *optional*): `None` trains every weight.
         checkpointing (`bool`): blocks keep their inputs alone and are run again in the backward.
         device (`str`): `"meta"`: weights have a shape and no data.
+        parts ([`CPPOConfig`], *optional*): its `freeze` and `lora_on` say which parts are trained.
+
+    Raises:
+        `ValueError`: if these leave nothing to train.
     """
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
         model = model.to(dtype)
+        adapters = None
         if lora is not None:
             from peft import LoraConfig, get_peft_model
 
-            adapters = LoraConfig(r=lora.r, target_modules=list(lora.targets), lora_dropout=LORA_DROPOUT)
-            model = get_peft_model(model, adapters, autocast_adapter_dtype=False)
+            adapters = LoraConfig(r=lora.r, target_modules=lora.targets, lora_dropout=LORA_DROPOUT)
+        if parts is not None:
+            adapters = adapter_by_part(adapters, model, parts)
+        if adapters is not None:
+            with explaining_no_match(parts, adapters) if parts is not None else nullcontext():
+                model = get_peft_model(model, adapters, autocast_adapter_dtype=False)
+    if parts is not None:
+        freeze(model, parts.freeze or [])
     add_fused_lm_head(
         model.get_base_model() if lora else model, temperature=1.0, outputs=("log_probs", "entropy")
     )  # as GRPOTrainer does

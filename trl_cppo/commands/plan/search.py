@@ -23,18 +23,24 @@ class Fit:
     Attributes:
         zero_stage, rows (`int`): ZeRO stage, and rows of a micro-batch.
         accumulation (`int`): micro-batches of an optimizer step.
+        steps_per_generation (`int`): micro-batches that are sampled at once: all of a step, if there is room.
         states (`States`): of the trained model.
         reference (`int`): bytes of the reference model.
         worst (`UpdateCounts`): of a micro-batch in which as many rows have views as can.
-        free (`int`): bytes that are left beside all of these, vLLM and the reserve; negative: it does not fit.
+        sampling (`int`): bytes that sampling takes in the update's place: vLLM's share, or the cache of transformers' sampler, the forward
+            of the prompts, and under ZeRO-3 the whole weights.
+        free (`int`): bytes that are left beside states, reserve, and the update with vLLM or sampling, whichever takes more;
+            negative: it does not fit.
     """
 
     zero_stage: int
     rows: int
     accumulation: int
+    steps_per_generation: int
     states: States
     reference: int
     worst: UpdateCounts
+    sampling: int
     free: int
 
 
@@ -97,6 +103,24 @@ class Planner:
             self._counted[rollout, micro] = self.bench.count(rollout, micro)
         return self._counted[rollout, micro]
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the longest prompt, images included."""
+        return self.longest.text + sum(self.bench.image_tokens((size,)) for size in self.longest.sizes)
+
+    def _sampling(self, rows: int, states: States, stage: int) -> int:
+        """While so many rows are sampled on each GPU at once."""
+        if self.args.use_vllm:
+            return self.args.vllm_share
+        gathered = states.weights * (self.args.num_gpus - 1) if stage == 3 else 0  # the others' shards
+        return self.bench.sampling_bytes(self.longest, rows) + gathered
+
+    def _steps_per_generation(self, rows: int, accumulation: int) -> list[int]:
+        """From the whole optimizer step downwards; the rows of all GPUs hold whole groups."""
+        whole = rows * self.args.num_gpus
+        every = [steps for steps in range(accumulation, 0, -1) if accumulation % steps == 0]
+        return [steps for steps in every if whole * steps % self.args.num_generations == 0]
+
     def sizes(self) -> list[int]:
         """Rows of a micro-batch that divide the rows of a step on each GPU, and hold whole groups or equal parts of one."""
         group, rows, gpus = self.args.num_generations, self.args.rows_per_step, self.args.num_gpus
@@ -145,9 +169,14 @@ class Planner:
         worst = self.count(self.worst_case(rows))
         states = states_of(self.bench.model, args.torch_dtype, stage, args.num_gpus, args.use_peft, worst.reached)
         reference = states.weights if args.beta != 0 and not args.use_peft else 0
-        used = states.total + reference + worst.peak_bytes + args.vllm_bytes
-        free = round((1 - args.reserve) * args.gpu_memory * GIB) - used
-        return Fit(stage, rows, args.rows_per_step // args.num_gpus // rows, states, reference, worst, free)
+        room = round((1 - args.reserve) * args.gpu_memory * GIB) - states.total - reference
+        accumulation = args.rows_per_step // args.num_gpus // rows
+        for steps in self._steps_per_generation(rows, accumulation):
+            sampling = self._sampling(rows * steps, states, stage)
+            if sampling <= room or args.use_vllm:
+                break
+        free = room - max(worst.peak_bytes + args.vllm_bytes, sampling)
+        return Fit(stage, rows, accumulation, steps, states, reference, worst, sampling, free)
 
     def cost(self, rows: int) -> Cost:
         """Of a step with micro-batches of so many rows."""

@@ -2,27 +2,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPPOTrainer's own update, run on a model whose weights have a shape and no data."""
 
+import functools
 import gc
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from .... import digits
 from ....config import CPPOConfig
 from ....scoring import shared_prefix
+from ....scoring.families import family_of
 from ....scoring.parts import trains_sight_alone
 from ....trainer import CPPOTrainer
-from .batch import MicroBatch, Rollout, make_batch, prompt_of
+from .batch import MicroBatch, Rollout, make_batch, prompt_of, token_ids
 from .counting import count
 from .images import ImageMaker, Sizes, image_tokens
 from .meta_mode import ShapesOnly, head_of_a_gpu, kernels_of_a_gpu
+
+_FEW = 8  # tokens: a cache grows evenly with them
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class UpdateBench:
             self._prefix = shared_prefix.SharedPrefix(model, trains_sight_alone(model), always=share_prefix is True)
             self._prefix.attach(model)
         self._image_tokens: dict[Sizes, int] = {}
+        self._forward_peaks: dict[tuple[Rollout, int], int] = {}
 
     def image_tokens(self, sizes: Sizes) -> int:
         """Of some images of a row, in its prompt."""
@@ -124,15 +130,51 @@ class UpdateBench:
 
     def forward_flops(self, rollout: Rollout) -> int:
         """Of scoring a rollout without a gradient, in a row of its own."""
+        return self._forward(rollout, 1).flops
+
+    def _forward(self, rollout: Rollout, rows: int) -> ShapesOnly:
         config = self.model.config
-        batch = make_batch(
-            config, rollout, prompt_of(config, rollout, self.image_tokens), MicroBatch(1, 1), self.images
-        )
+        prompt = prompt_of(config, rollout, self.image_tokens)
+        batch = make_batch(config, rollout, prompt, MicroBatch(rows, 1), self.images)
         self._trainer.shared_prefix = None
         mode = ShapesOnly(self.model.parameters())
         with self._as_on_a_gpu(), torch.no_grad(), mode:
             self._loss(batch)
-        return mode.flops
+        return mode
+
+    def sampling_bytes(self, rollout: Rollout, rows: int) -> int:
+        """
+        The most that transformers' sampler takes besides weights: in the forward of all prompts, or by its KV cache at the end.
+        GRPOTrainer gives it all rows of a generation batch at once.
+        """
+        prompt = len(prompt_of(self.model.config, rollout, self.image_tokens))
+        first = Rollout(rollout.text, rollout.sizes, 1)
+        one, two = (self._forward_peak(first, number) for number in (1, 2))
+        at_prompts = one + (rows - 1) * (two - one) + rows * self.cache_bytes(prompt)
+        cache = rows * self.cache_bytes(prompt + rollout.completion)
+        return max(cache, at_prompts)
+
+    def _forward_peak(self, rollout: Rollout, rows: int) -> int:
+        if (rollout, rows) not in self._forward_peaks:
+            self._forward_peaks[rollout, rows] = self._forward(rollout, rows).peaks.get("", 0)
+        return self._forward_peaks[rollout, rows]
+
+    def cache_bytes(self, tokens: int) -> int:
+        """The keys and values that sampling keeps of a row of so many tokens."""
+        return self._cache_of_few * tokens // _FEW
+
+    @functools.cached_property
+    def _cache_of_few(self) -> int:
+        model = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        decoder = model.get_submodule(
+            family_of(model).language_model
+        ).eval()  # with checkpointing none are kept in training
+        _, word = token_ids(model.config)
+        mode = ShapesOnly(self.model.parameters())
+        with self._as_on_a_gpu(), torch.no_grad(), mode if self.is_meta else nullcontext():
+            kept = decoder(input_ids=torch.full((1, _FEW), word), use_cache=True).past_key_values
+        decoder.train()
+        return sum(part.nbytes for layer in kept.layers for part in (layer.keys, layer.values))
 
     def _loss(self, batch: dict[str, Any]) -> torch.Tensor:
         return self._trainer.compute_loss(self.model, batch)
@@ -178,7 +220,6 @@ def believed_prompts() -> Iterator[None]:
 @contextmanager
 def no_collection() -> Iterator[None]:
     """Tensors in reference cycles stay until the collector runs, which is never at the same place."""
-    gc.collect()
     gc.disable()
     try:
         yield
