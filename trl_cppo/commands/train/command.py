@@ -10,6 +10,7 @@ import yaml
 from transformers.utils.logging import disable_progress_bar
 
 from ...run.card.markdown import is_hub_id
+from ...trainer import CPPOTrainer
 from ..line import is_ours, leave, stop
 from .arguments import is_embedded, parse
 from .dry_run import DryRunTrainer
@@ -60,20 +61,14 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     finally:
         lines.close()
 
-    if script_args.dry_run:
-        end(trainer)
-        return
-    trainer.save_model(training_args.output_dir)
-    if trainer.accelerator.is_main_process:
-        write_metrics(trainer)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    end(trainer)
-
-
-def end(trainer: CPPOTrainer) -> None:
-    """Of a run that went well."""
+    if not script_args.dry_run:
+        trainer.save_model(training_args.output_dir)
+        if trainer.accelerator.is_main_process:
+            write_metrics(trainer)
+        if training_args.push_to_hub:
+            trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.print("\n".join(closing_lines(trainer, script_args)))
+    if not script_args.dry_run:
+        trainer.accelerator.print("\n".join(closing_lines(trainer, script_args)))
     trainer.end()
     leave(trainer.accelerator.num_processes, trainer.accelerator.device.type)

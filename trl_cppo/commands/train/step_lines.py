@@ -87,10 +87,9 @@ class StepLines(TrainerCallback):
 
     def _speed(self, state: TrainerState, logs: Logs) -> list[str]:
         (step, tokens), self._line = self._line, (state.global_step, logs["num_tokens"])
-        speed, seconds = (
-            [],
-            (logs.get("step_time") or 0) * (state.global_step - step),
-        )  # without what is measured in between
+        speed = []
+        # Without what is measured in between.
+        seconds = (logs.get("step_time") or 0) * (state.global_step - step)
         if seconds > 0:
             speed.append(f"{(logs['num_tokens'] - tokens) / seconds:,.0f} tokens/s")
         begin, first = self._pace or (0.0, state.global_step)
