@@ -160,7 +160,10 @@ def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp
     make_rows([1]).select([]).to_parquet(tmp_path / "no_rows" / "train.parquet")
     reasoned = make_rows([1, 1]).remove_columns("solution").add_column("solution", ["1", "<think>3 + 5"])
     reasoned.save_to_disk(tmp_path / "reasoned")
-    (tmp_path / "three.py").write_text("def three(**kwargs):\n    return [0.0, 1.0, 2.0]\n")
+    (tmp_path / "three.py").write_text(
+        "def three(**kwargs):\n    return [0.0, 1.0, 2.0]\n\n\ndef no_more(completions, solution):\n    pass\n\n\n"
+        "def answered(completions, solution, log_metric, answer, extra=1, **kwargs):\n    pass\n"
+    )
     assert "no column 'prompt'" in error("--dataset_name", "no_prompt")
     assert "no column 'solution'" in error("--dataset_name", "no_solution")
     assert "error: Row 1 of reasoned (train), column 'solution': " in error("--dataset_name", "reasoned")
@@ -172,6 +175,10 @@ def test_errors_are_one_line_that_says_what_to_do(random_model, own_dataset, tmp
     assert "cpl_divergence must be one of" in error("--dataset_name", own_dataset, "--cpl_divergence", "js")
     assert "nowhere" in error("--dataset_name", tmp_path / "nowhere")
     assert "no attribute 'four'" in error("--dataset_name", own_dataset, "--reward_funcs", "three.four")
+    asked = error("--dataset_name", own_dataset, "--reward_funcs", "three.py:no_more")
+    assert "the reward no_more must take **kwargs besides what it names" in asked
+    asked = error("--dataset_name", own_dataset, "--reward_funcs", "three.py:answered")
+    assert "the reward answered asks for 'answer', and the data set has the columns [" in asked
     wrong = error("--dataset_name", own_dataset, "--reward_funcs", "three.three")
     assert "the reward three returned 3 values for 8 completions. Return one value a completion" in wrong
     assert "there is no folder ./x" in error("--dataset_name", own_dataset, "--resume_from_checkpoint", "./x")

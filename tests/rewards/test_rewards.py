@@ -175,7 +175,9 @@ def test_a_reward_imports_from_the_working_folder_then_and_later(tmp_path, monke
     monkeypatch.chdir("/")
     assert late(completions=["a", "b"]) == [0.25, 0.25] and late.__name__ == "late"
     assert inspect.iscoroutinefunction(slow) and asyncio.run(slow(completions=["a"])) == [0.5]
-    with pytest.raises(AttributeError):
+    with pytest.raises(
+        ImportError, match="^The reward own_rewards.nowhere cannot be imported: .* has no attribute 'nowhere'"
+    ):
         load_rewards(["own_rewards.nowhere"])
     assert sys.path == path
 
@@ -212,6 +214,11 @@ def test_a_file_without_its_function_says_what_is_missing(tmp_path, monkeypatch)
         load_rewards(["empty.py"])
     with pytest.raises(FileNotFoundError, match=r"^The reward nowhere\.py:x: there is no file nowhere\.py\.$"):
         load_rewards(["nowhere.py:x"])
+    (tmp_path / "typo.py").write_text("def x(:\n")
+    with pytest.raises(
+        ImportError, match=r"^The reward typo\.py:x cannot be imported: SyntaxError: .*\(typo\.py, line 1\)"
+    ):
+        load_rewards(["typo.py:x"])
     for name in ("./mine", "mine:first", "/x/y.z"):
         with pytest.raises(
             ValueError, match=r"^Unknown reward .* a file and its function \(\./my_rewards\.py:my_reward\)"

@@ -10,7 +10,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from trl.rewards import accuracy_reward
 
 from ..rewards import boxed_accuracy_reward, think_boxed_format_reward
 from ..run.rows.checks import check_dataset, check_solutions
-from ..run.rows.layouts import LEFT_OUT, PREPARE, prepare_command
+from ..run.rows.layouts import LEFT_OUT, PREPARE, about_conversations, prepare_command
 from .prepare.sources import columns_of
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         columns = columns_of(name)
         raise ValueError(
             f"{name} is a file, and training takes prompts, images and solutions; its columns are {columns}. Prepare it: "
-            f"{prepare_command(name, columns)}, and name that folder."
+            f"{prepare_command(name, columns)}, and name that folder.{about_conversations(columns)}"
         )
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
@@ -148,11 +148,21 @@ def _importable(folder: str) -> Iterator[None]:
         sys.path.remove(folder)  # the first, which is ours: whoever imports in between may have added it too
 
 
+@contextlib.contextmanager
+def _importing(name: str, folder: str) -> Iterator[None]:
+    """The same around the import of a reward, which runs code of the user's: any error of it names the reward."""
+    try:
+        with _importable(folder):
+            yield
+    except Exception as error:
+        raise ImportError(f"The reward {name} cannot be imported: {type(error).__name__}: {error}.") from error
+
+
 def _import_reward(name: str) -> Callable[..., Any]:
     """The reward of a dotted import path, from the working folder or what is installed."""
     folder = str(Path.cwd())  # the run may leave it
     module, attribute = name.rsplit(".", 1)
-    with _importable(folder):
+    with _importing(name, folder):
         reward = getattr(importlib.import_module(module), attribute)
     return _checked(reward, folder)
 
@@ -163,7 +173,7 @@ def _reward_of_file(name: str) -> Callable[..., Any]:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise FileNotFoundError(f"The reward {name}: there is no file {path}.")
-    module = sys.modules.get(str(file)) or _module_of(file)
+    module = sys.modules.get(str(file)) or _module_of(file, name)
     own = [
         key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
     ]
@@ -175,10 +185,10 @@ def _reward_of_file(name: str) -> Callable[..., Any]:
     return _checked(vars(module)[function], str(file.parent))
 
 
-def _module_of(file: Path) -> ModuleType:
+def _module_of(file: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(str(file), file)  # by its path: no library is called so
     module = importlib.util.module_from_spec(spec)
-    with _importable(str(file.parent)):
+    with _importing(name, str(file.parent)):
         spec.loader.exec_module(module)
     sys.modules[str(file)] = module  # once for all its rewards
     return module
@@ -212,6 +222,40 @@ def _counted(reward: Callable[..., list[float | None]], folder: str) -> Callable
         return values
 
     return counted
+
+
+# What TRL hands to a reward besides the columns of the data set, other than `prompt`.
+_HANDED_BY_TRL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+
+def check_parameters(rewards: list[Callable[..., Any]], columns: Collection[str]) -> None:
+    """
+    Before a model is loaded: Python would say so only after the first generation, and with a page of traceback.
+
+    Args:
+        rewards (`list[Callable]`): what [`load_rewards`] gives.
+        columns (`Collection[str]`): of the data set.
+
+    Raises:
+        `ValueError`: for a reward that does not take what it gets, or asks for a column that is not there.
+    """
+    handed = {*_HANDED_BY_TRL, *columns} - {"prompt"}
+    for reward in rewards:
+        parameters = inspect.signature(reward).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            raise ValueError(
+                f"the reward {reward.__name__} must take **kwargs besides what it names: it gets prompts, completions, each "
+                "column of the data set and more."
+            )
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        missing = [name for name in needed if name not in handed]
+        if missing:
+            raise ValueError(
+                f"the reward {reward.__name__} asks for {missing[0]!r}, and the data set has the columns {sorted(columns)} "
+                "(prepared ones hold the answer in 'solution')."
+            )
 
 
 def load_rewards(names: list[str] | None) -> tuple[list[Callable], list[float] | None]:

@@ -105,13 +105,39 @@ def test_the_command_says_what_became_of_the_rows_and_training_repeats_it(tmp_pa
         run(*call)
 
 
+def test_a_folder_whose_questions_have_changed_is_not_taken_for_prepared(tmp_path, capsys):
+    photos(tmp_path / "mine" / "photos")
+    path, call = jsonl(tmp_path / "mine" / "x.jsonl"), [tmp_path / "mine", *FLAGS, "--output", tmp_path / "out"]
+    run(*call)
+    run(*call)
+    assert "nothing to do" in capsys.readouterr().out
+    jsonl(path, OWN_ROWS[:2])
+    with pytest.raises(SystemExit, match="or its files have changed since"):
+        run(*call)
+
+
+def test_of_conversations_no_command_is_said_that_would_not_work(tmp_path):
+    row = {"messages": [{"role": "user", "content": "<image>?"}], "images": ["photos/0.png"], "solution": "1"}
+    path, told = (
+        jsonl(tmp_path / "mine.jsonl", [row]),
+        "The conversations of 'messages' are not read: write each row's question",
+    )
+    with pytest.raises(SystemExit, match=told):
+        run(path, "--output", tmp_path / "out")
+    with pytest.raises(ValueError, match=told):
+        load_split(str(path), "train")
+
+
 def test_the_command_without_a_row_left_says_why_and_how_to_go_on(tmp_path):
     photos(tmp_path / "photos")
     digits.build_processor().save_pretrained(tmp_path / "model")
     path, out = jsonl(tmp_path / "mine.jsonl"), tmp_path / "out"
     told = r"error: no row of .* is left: 3 left out \(prompt of more than 20 tokens; rows 0, 1, 2\)\. The long prompts have \d+ to \d+ tokens: scale their images down, --max_pixels"
-    with pytest.raises(SystemExit, match=told):
-        run(path, *FLAGS, "--output", out, "--model", tmp_path / "model", "--max_prompt_length", 20)
+    call = [path, *FLAGS, "--output", out, "--model", tmp_path / "model", "--max_prompt_length", 20]
+    with pytest.raises(SystemExit, match=told + " 200704 "):
+        run(*call)
+    with pytest.raises(SystemExit, match=told + r" 800 \(28 x 28, "):  # what was given is no advice
+        run(*call, "--max_pixels", 1600)
     assert not out.exists()
 
 
@@ -153,11 +179,15 @@ def filled(command, names):
 @pytest.mark.parametrize("names", [{}, {"q": "question"}, {"q": "problem", "a": "answer", "path": "image"}])
 @pytest.mark.parametrize("folder", [False, True])
 def test_training_on_own_data_says_the_command_and_the_command_works(tmp_path, monkeypatch, names, folder):
-    monkeypatch.chdir(tmp_path)
-    photos(Path("mine", "photos"))
-    jsonl(Path("mine", "mine.jsonl"), [{names.get(key, key): value for key, value in row.items()} for row in OWN_ROWS])
+    (tmp_path / "my data").mkdir()
+    monkeypatch.chdir(tmp_path / "my data")
+    photos(Path("mine photos", "photos"))
+    jsonl(
+        Path("mine photos", "mine.jsonl"),
+        [{names.get(key, key): value for key, value in row.items()} for row in OWN_ROWS],
+    )
     with pytest.raises(ValueError, match=r"^mine.* its columns are \[.*Prepare it: trl-cppo prepare ") as error:
-        load_split("mine" if folder else "mine/mine.jsonl", "train")
+        load_split("mine photos" if folder else "mine photos/mine.jsonl", "train")
     command = re.search(r"Prepare it: (trl-cppo .*?), and ", str(error.value))[1]
     run(*filled(command, names))
     assert len(load_split("data/prepared", "train", ("prompt", "solution"))) == 3

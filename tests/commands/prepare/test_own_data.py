@@ -5,7 +5,10 @@
 import csv
 import json
 import re
+from decimal import Decimal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import generation_batch, make_trainer, picture
 from dataset_folders import OWN_ROWS as ROWS
@@ -36,7 +39,12 @@ WRITERS = {
     "lines.json": jsonl,
     "list.json": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
     "inside.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "list.JSONL": lambda path: path.write_text(json.dumps(ROWS, indent=1)),
+    "beside.json": lambda path: path.write_text(json.dumps({"data": ROWS, "kinds": ["a", "b"]})),
     "mine.csv": lambda path: table(path, ","),
+    "spaced.csv": lambda path: path.write_text(
+        ", ".join(ROWS[0]) + " \n" + "".join(", ".join(f'"{x}"' for x in row.values()) + "\n" for row in ROWS)
+    ),
     "excel.csv": lambda path: table(path, ";", "utf-8-sig"),
     "mine.tsv": lambda path: table(path, "\t"),
     "mine.parquet": lambda path: Dataset.from_list([{**row, "a": str(row["a"])} for row in ROWS]).to_parquet(path),
@@ -65,6 +73,23 @@ def test_numbers_of_a_parquet_file_are_answers(tmp_path):
     assert prepare(str(tmp_path / "x.parquet"))[0]["train"]["solution"][:] == ["\\boxed{7}"]
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_parquet_files_as_pandas_and_polars_write_them(tmp_path, several, embedded):
+    """Their texts, bytes and lists are Arrow's large ones; answers may be of any type of number, or true and false."""
+    photos(tmp_path / "photos")
+    texts = [f"photos/{i}.png" for i in range(2)]
+    shows = [(tmp_path / text).read_bytes() for text in texts] if embedded else texts
+    kind = pa.large_binary() if embedded else pa.large_string()
+    shows = pa.array([[show] for show in shows], pa.large_list(kind)) if several else pa.array(shows, kind)
+    for answers, told in (([True, False], "true false"), (pa.array([Decimal("1.50"), Decimal("2.00")]), "1.50 2.00")):
+        table = pa.table({"question": pa.array(["?", "?"], pa.large_string()), "answer": answers, "image": shows})
+        pq.write_table(table, tmp_path / "mine.parquet")
+        rows = prepare(str(tmp_path / "mine.parquet"))[0]["train"]
+        assert shown(rows) == [picture(i).tobytes() for i in range(2)]
+        assert rows["solution"][:] == [f"\\boxed{{{answer}}}" for answer in told.split()]
+
+
 def test_a_file_that_is_missing_is_named_with_its_row(tmp_path):
     photos(tmp_path / "photos", 2)
     path = jsonl(tmp_path / "mine.jsonl")
@@ -78,6 +103,28 @@ def test_a_file_that_is_missing_is_named_with_its_row(tmp_path):
     jsonl(path, [{**ROWS[0], "path": "https://host/x.png"}])
     with pytest.raises(ValueError, match="https://host/x.png is an address: download the image and give its path"):
         prepare(str(path), **COLUMNS)
+    for content in ("data:image/png;base64," + 50 * "A", 5000 * "A"):
+        jsonl(path, [{**ROWS[0], "path": content}])
+        with pytest.raises(
+            ValueError, match=rf"image 0, '{content[:40]}'… is an image's content: write it into a file"
+        ):
+            prepare(str(path), **COLUMNS)
+    jsonl(path, [{**ROWS[0], "path": "photos"}])
+    with pytest.raises(
+        ValueError, match=rf"image 0 \(photos\), IsADirectoryError: it is a folder in {tmp_path}\. Mend"
+    ):
+        prepare(str(path), **COLUMNS)
+
+
+def test_paths_that_windows_wrote_are_found(tmp_path):
+    photos(tmp_path / "mine" / "photos")
+    rows = [{"question": "?", "answer": "1", "image": f"photos\\{i}.png"} for i in range(3)]
+    path = jsonl(tmp_path / "mine" / "x.jsonl", rows)
+    for name in (path, path.parent):
+        assert shown(prepare(str(name))[0]["train"]) == [picture(i).tobytes() for i in range(3)]
+    jsonl(path, [{**rows[0], "image": "..\\mine\\..\\..\\x.png"}])
+    with pytest.raises(ValueError, match="is no path inside the data set's folder"):
+        prepare(str(path.parent))
 
 
 def test_paths_of_a_named_file_may_lead_anywhere_those_of_a_folder_may_not(tmp_path):
@@ -203,6 +250,12 @@ def test_faults_of_a_table(tmp_path):
         prepare(str(tmp_path / "mine.csv"), **COLUMNS)
     (tmp_path / "mine.csv").write_bytes("q,a,path\nZwölf?,1,x.png\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"mine.csv is not UTF-8 \(byte 11\)\. Save it as UTF-8"):
+        prepare(str(tmp_path / "mine.csv"), **COLUMNS)
+    (tmp_path / "mine.csv").write_text("q,a,path,q\n?,1,x.png,!\n")
+    with pytest.raises(ValueError, match=r"mine.csv has two columns 'q', and one would hide the other\. Rename one\."):
+        prepare(str(tmp_path / "mine.csv"), **COLUMNS)
+    (tmp_path / "mine.csv").write_text("q,a,path\n?,1," + 140_000 * "A" + "\n")
+    with pytest.raises(ValueError, match=r"mine.csv, line 2, cannot be read: field larger than"):
         prepare(str(tmp_path / "mine.csv"), **COLUMNS)
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match="is none of the files that can be read: .parquet, .jsonl, "):

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..line import ShortErrors
 from .rows import PROMPT_SUFFIX
+from .sources import TEXT_FILES
 
 _OWN = ("question", "answer", "image", "system_prompt", "split_test")  # of data of one's own
 DESCRIPTION = """
@@ -88,12 +89,13 @@ def own_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def content_of(name: str) -> dict[str, str]:
-    """For the record: a file's digest, since a file of one's own changes; of folders and the Hub nothing."""
+    """For the record: a digest of the file, or of a folder's text files, since one's own change; of parquet folders and the Hub nothing."""
     path = Path(name).expanduser()
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    paths = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in TEXT_FILES)
+    digest = hashlib.sha256()
+    for file in paths:
+        digest.update(file.read_bytes())
+    return {"sha256": digest.hexdigest()} if paths else {}
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _without_faults(made: Dataset, settings: RowSettings, max_prompt_length: int
         fault or (too_long(max_prompt_length) if length > max_prompt_length else "kept")
         for fault, length in zip(made["fault"], lengths, strict=True)
     ]
-    outcomes = Outcomes(reasons, hint(lengths, max_prompt_length))
+    outcomes = Outcomes(reasons, hint(lengths, max_prompt_length, settings.max_pixels))
     if not outcomes["kept"]:
         raise ValueError(f"no row of {settings.name} is left: {left_out(outcomes)}. {outcomes.advice}".rstrip())
     return made.remove_columns("fault").select(outcomes.rows["kept"]), outcomes

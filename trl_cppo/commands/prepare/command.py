@@ -20,7 +20,10 @@ def main(arguments: list[str], program: str = "trl-cppo prepare") -> None:
         options = options_of(args)
         record = options | content_of(options["name"])
         if is_made_with(args.output, record) and not args.overwrite:
-            print(f"{args.output} is there already, made by this command: nothing to do.")
+            print(
+                f"{args.output} is there already, made by this command: nothing to do (--overwrite makes it anew, such as after "
+                "a photo has changed)."
+            )
             return
         for name in ("max_prompt_length", "num_proc"):
             if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -28,7 +31,8 @@ def main(arguments: list[str], program: str = "trl-cppo prepare") -> None:
         check_folder("--model", args.model)
         if Path(args.output).expanduser().exists() and not args.overwrite:  # known before the work, not after it
             raise FileExistsError(
-                f"{args.output} exists, and was not made by this very command. Choose another --output, or --overwrite."
+                f"{args.output} exists, and was not made by this very command, or its files have changed since. Choose another "
+                "--output, or --overwrite."
             )
         source = Path(options["name"])
         if source.is_dir() and Path(args.output).resolve().is_relative_to(source.resolve()):

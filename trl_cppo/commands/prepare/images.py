@@ -17,6 +17,7 @@ from ...method.image_size import limit_pixels
 from ...method.views import to_rgb
 
 MIN_SIDE = 28  # pixels; Qwen2.5-VL's patches of 14, two by two
+_LONGEST_PATH = 1000  # characters; longer ones are base64
 
 
 def usable_bytes(
@@ -62,6 +63,8 @@ def usable_bytes(
 def _read_bytes(path: str | None, root: str, folder: str, confined: bool) -> bytes:
     if path and path.startswith(("http://", "https://")):
         raise FileNotFoundError(f"{path} is an address: download the image and give its path")
+    if path and (path.startswith("data:") or len(path) > _LONGEST_PATH):
+        raise FileNotFoundError(f"{path[:40]!r}… is an image's content: write it into a file and give its path")
     inside = bool(path) and _is_inside(root, folder, path)
     if not path or (confined and not inside):
         raise FileNotFoundError(f"{path!r} is no path inside the data set's folder")
@@ -69,6 +72,10 @@ def _read_bytes(path: str | None, root: str, folder: str, confined: bool) -> byt
         file = Path(place, path if confined else Path(path).expanduser())  # an absolute path stays what it is
         if file.is_file() and (not confined or _is_inside(root, place, path)):
             return file.read_bytes()
+        if file.is_dir():
+            raise IsADirectoryError(f"it is a folder in {os.path.abspath(place)}")
+    if "\\" in path:  # written on Windows
+        return _read_bytes(path.replace("\\", "/"), root, folder, confined)
     archive = os.path.join(root, "images.zip")
     if os.path.isfile(archive):
         members = _open_archive(archive, os.getpid())

@@ -5,6 +5,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from datasets import Image
@@ -87,7 +88,7 @@ def build_row(example: dict[str, Any], index: int, settings: RowSettings) -> dic
     except _RowFault as fault:
         if not settings.skip_broken:
             raise ValueError(
-                f"Row {index} of {settings.name}, column {fault.column!r}: {fault}. Mend it, or leave such rows out: "
+                f"Row {index} of {settings.name}, column {fault.column!r}: {str(fault).rstrip('.')}. Mend it, or leave such rows out: "
                 "--skip_broken."
             ) from fault
         row |= {"fault": fault.kind, "images": []}
@@ -108,8 +109,8 @@ def _read_images(example: dict[str, Any], index: int, settings: RowSettings) -> 
 
 
 def _solution(answer: Any, layout: Layout) -> str:
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):  # of a parquet file
-        answer = str(answer)
+    if isinstance(answer, (int, float, Decimal)):  # of a parquet file
+        answer = str(answer).lower() if isinstance(answer, bool) else str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise _RowFault(layout.answer, "no answer", repr(answer))
     # Unmarked, a `solution` may be a worked one, to which no completion would be equal.

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow.parquet
-from datasets import Dataset, Image, List, Value, load_dataset
+from datasets import Dataset, Image, LargeList, List, Value, load_dataset
 from datasets.table import InMemoryTable
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from ...run.rows.layouts import ANSWERS, IMAGES, QUESTIONS, Layout, find_layout
+from ...run.rows.layouts import ANSWERS, IMAGES, QUESTIONS, Layout, about_conversations, find_layout
 from .text_files import as_dataset, columns_in, read_rows
 
 TEXT_FILES = (".jsonl", ".csv", ".tsv", ".json")  # where a folder has several kinds, the first
+_TEXTS = ("string", "large_string", "string_view")  # the latter two as pandas and polars write them
+_BYTES = ("binary", "large_binary", "binary_view")
 _SPLIT = re.compile(r"(?:^|[-_./])(train|validation|valid|val|dev|test|eval)(?:[-_./]|$)")
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
 
@@ -80,7 +82,7 @@ class Source:
             `ValueError`: for columns that are not there.
         """
         files, name = self.files[split], f"{self.name} ({split})"
-        if files[0].suffix in TEXT_FILES:
+        if files[0].suffix.lower() in TEXT_FILES:
             tables = [read_rows(path) for path in files]
             counts, rows = [len(table) for table in tables], sum(tables, [])
             layout = _layout(columns_in(rows), name, question, answer, images)
@@ -110,7 +112,7 @@ def find_source(name: str) -> Source:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        if path.suffix not in (".parquet", *TEXT_FILES):
+        if path.suffix.lower() not in (".parquet", *TEXT_FILES):
             raise ValueError(f"{name} is none of the files that can be read: .parquet, {', '.join(TEXT_FILES)}.")
         split = path.stem if _SPLIT.fullmatch(path.stem) else "train"
         return Source(name, path.parent, {_SPLIT_NAMES.get(split, split): [path]}, is_file=True)
@@ -144,7 +146,7 @@ def columns_of(name: str) -> list[str]:
     """
     source = find_source(name)
     first = next(iter(source.files.values()))[0]
-    if first.suffix in TEXT_FILES:
+    if first.suffix.lower() in TEXT_FILES:
         return columns_in(read_rows(first))
     return (
         Dataset.load_from_disk(str(first)).column_names if first.is_dir() else pyarrow.parquet.read_schema(first).names
@@ -199,7 +201,8 @@ def _layout(
         raise ValueError(f"{name} has no column {unknown[0]!r}; its columns are {columns}.")
     known = "; ".join(" or ".join(names) for names in (QUESTIONS, ANSWERS, IMAGES))
     raise ValueError(
-        f"{name} has the columns {columns}. Needed are {known}: name yours, --question COLUMN --answer COLUMN --image COLUMN."
+        f"{name} has the columns {columns}. Needed are {known}: name yours, --question COLUMN --answer COLUMN --image "
+        f"COLUMN.{about_conversations(columns)}"
     )
 
 
@@ -215,21 +218,21 @@ def _stored(files: list[Path], split: str) -> tuple[Dataset, list[int]]:
 def _undecoded(dataset: Dataset, layout: Layout, name: str) -> Dataset:
     """With embedded images as their bytes."""
     for column in layout.images:
-        images = dataset.features[column]
-        image = _image_feature(dataset, column)
-        if not isinstance(image, (Image, dict)) and image != Value("string"):  # a dict: Image's struct, nameless
+        images, image = dataset.features[column], _image_feature(dataset, column)
+        kind = image.dtype if isinstance(image, Value) else None
+        if kind not in (*_TEXTS, *_BYTES) and not isinstance(image, (Image, dict)):  # a dict: Image's struct, nameless
             raise ValueError(
                 f"{name}, column {column!r}: expected an image or a list of images, embedded or as paths, got {images}."
             )
-        if image != Value("string"):
-            undecoded = Image(decode=False)
-            dataset = dataset.cast_column(column, List(undecoded) if isinstance(images, List) else undecoded)
+        wanted = Value("string") if kind in _TEXTS else Image(decode=False)
+        wanted = List(wanted) if isinstance(images, (List, LargeList)) else wanted
+        dataset = dataset if images == wanted else dataset.cast_column(column, wanted)
     return dataset
 
 
 def _image_feature(dataset: Dataset, column: str) -> Any:
     images = dataset.features[column]
-    return images.feature if isinstance(images, List) else images
+    return images.feature if isinstance(images, (List, LargeList)) else images
 
 
 def _holds_paths(dataset: Dataset, column: str) -> bool:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of a data set's rows, for people: how many were kept, which were left out, why, and what to do."""
 
+import math
 import statistics
 from collections import Counter
 
@@ -10,6 +11,7 @@ from datasets import DatasetDict
 from ...run.rows.overview import count_images, images_text
 
 _NAMED = 5  # rows of a reason
+_FEW_PIXELS = 448 * 448  # what an image is first advised to have
 
 
 class Outcomes(Counter):
@@ -45,14 +47,16 @@ def _named(rows: list[int]) -> str:
     return f"; row{'s' if len(rows) > 1 else ''} {', '.join(str(row) for row in rows[:_NAMED])}{more}"
 
 
-def hint(lengths: list[int], max_prompt_length: int) -> str:
+def hint(lengths: list[int], max_prompt_length: int, max_pixels: int | None) -> str:
     """What to do about prompts that are too long; empty if none is."""
     long = [length for length in lengths if length > max_prompt_length]
     if not long:
         return ""
+    fewer = _FEW_PIXELS if max_pixels is None or max_pixels > _FEW_PIXELS else max(1, max_pixels // 2)
+    side = math.isqrt(fewer)
     return (
-        f"The long prompts have {min(long)} to {max(long)} tokens: scale their images down, --max_pixels 200704 (448 x 448, some "
-        "256 tokens of a Qwen2.5-VL), or set --max_prompt_length higher."
+        f"The long prompts have {min(long)} to {max(long)} tokens: scale their images down, --max_pixels {fewer} ({side} x {side}, "
+        f"some {fewer // 28**2} tokens of a Qwen2.5-VL), or set --max_prompt_length higher."
     )
 
 

@@ -5,6 +5,7 @@
 import csv
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")  # Excel writes a mark in front
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
-    rows = _table(path, text) if path.suffix in (".csv", ".tsv") else _objects(path, text)
+    rows = _table(path, text) if path.suffix.lower() in (".csv", ".tsv") else _objects(path, text)
     if not rows:
         raise ValueError(f"{path} has no rows.")
     return rows
@@ -35,8 +36,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _table(path: Path, text: str) -> list[dict[str, Any]]:
     header = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=max(",;\t", key=header.count))
-    rows = list(reader)
+    reader = csv.DictReader(
+        text.splitlines(keepends=True), delimiter=max(",;\t", key=header.count), skipinitialspace=True
+    )
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        rows = list(reader)
+    except csv.Error as error:  # such as a cell of more than 131,072 characters
+        raise ValueError(f"{path}, line {reader.line_num + 1}, cannot be read: {error}. Mend the line.") from error
+    twice = next((name for name, count in Counter(reader.fieldnames).items() if name and count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has two columns {twice!r}, and one would hide the other. Rename one.")
     for number, row in enumerate(rows):
         if None in row:  # what DictReader files the surplus under
             raise ValueError(
@@ -48,11 +58,13 @@ def _table(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _objects(path: Path, text: str) -> list[dict[str, Any]]:
     try:
-        found = _loads(text) if path.suffix == ".json" else None
+        found = _loads(text) if path.suffix.lower() == ".json" or text.lstrip().startswith("[") else None
     except ValueError:
         found = None  # lines, under the other name
     if isinstance(found, dict):  # {"data": [...]}
-        lists = [value for value in found.values() if isinstance(value, list)]
+        lists = [
+            value for value in found.values() if isinstance(value, list) and isinstance((value or [None])[0], dict)
+        ]
         found = lists[0] if len(lists) == 1 else [found]
     rows = _lines(path, text) if found is None else found
     for number, row in enumerate(rows):

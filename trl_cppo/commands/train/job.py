@@ -15,7 +15,7 @@ from ...method.image_size import limit_pixels
 from ...rewards import boxed_accuracy_reward, think_boxed_format_reward
 from ...run.card import CardExample
 from ...trainer import CPPOTrainer
-from ..loading import MATH_REWARDS, check_folder, load_rewards, load_split
+from ..loading import MATH_REWARDS, check_folder, check_parameters, load_rewards, load_split
 from .arguments import CPPOScriptArguments
 
 
@@ -56,6 +56,8 @@ def job_from_arguments(script_args: CPPOScriptArguments, training_args: CPPOConf
         graded=boxed_accuracy_reward in functions,
     )
     train_dataset = load(script_args.dataset_train_split)
+    if train_dataset.column_names is not None:  # of a stream they may not be known
+        check_parameters(functions, train_dataset.column_names)
     eval_dataset = load(script_args.dataset_test_split) if training_args.eval_strategy != "no" else None
     return Job(model_args.model_name_or_path, train_dataset, eval_dataset, functions, weights, [])
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which columns of a data set hold the question, the answer and the images: those a user names, or the names of three data sets."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ EXTRAS = (  # kept as they are
 LEFT_OUT = (
     ".left_out.json"  # in a prepared folder: why rows of each split were left out; `datasets` passes over hidden files
 )
+CONVERSATIONS = ("messages", "conversations")  # of data for supervised training
 PREPARE = "trl-cppo prepare"  # how errors say to prepare a data set
 
 
@@ -61,4 +63,14 @@ def prepare_command(source: str, columns: Collection[str]) -> str:
     """The command that prepares a data set of these columns, with a flag for each kind that has no known name."""
     kinds = (("question", QUESTIONS), ("answer", ANSWERS), ("image", IMAGES))
     flags = "".join(f" --{kind} COLUMN" for kind, known in kinds if not set(known) & set(columns))
-    return f"{PREPARE} --dataset {source}{flags} --output data/prepared"
+    return f"{PREPARE} --dataset {shlex.quote(source)}{flags} --output data/prepared"
+
+
+def about_conversations(columns: Collection[str]) -> str:
+    """What to do first where the question stands in a conversation, for which no flag is a cure; else nothing."""
+    found = next((name for name in CONVERSATIONS if name in columns and not set(QUESTIONS) & set(columns)), None)
+    return (
+        f" The conversations of {found!r} are not read: write each row's question and answer, their text alone, into columns first."
+        if found
+        else ""
+    )

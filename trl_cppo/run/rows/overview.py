@@ -54,11 +54,12 @@ def report_epoch(dataset: Any, args: CPPOConfig) -> None:
         return
     rows, steps = steps_of_an_epoch(len(dataset), args)
     unused = len(dataset) - rows
+    which = "others each epoch" if args.shuffle_dataset else "the last, in every epoch"
     images = f"; {images_text(count_images(dataset))}" if can_be_looked_into(dataset) else ""
     logger.info(
         f"Training data: {len(dataset)} rows{images}. An epoch: {rows} prompts x {args.num_generations} = "
         f"{rows * args.num_generations} rollouts in {steps} steps"
-        + (f"; left over, since they do not fill a generation batch: {unused} (others each epoch)" if unused else "")
+        + (f"; left over, since they do not fill a generation batch: {unused} ({which})" if unused else "")
         + f". This run: {_length_of_run(steps, args)}."
     )
 
