@@ -39,6 +39,8 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
             training_args.resume_from_checkpoint = True
         elif checkpoint and not Path(checkpoint).is_dir():
             raise FileNotFoundError(f"--resume_from_checkpoint: there is no folder {checkpoint}.")
+        if 0 < training_args.max_steps < training_args.logging_steps:
+            training_args.logging_steps = 1  # a short run is tried to see something
         if is_embedded(script_args, model_args):
             disable_progress_bar()  # of loading and saving a model that is read and written in no time
             job = digits_job(script_args, training_args)
@@ -51,7 +53,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
-    lines = show_lines(trainer)
+    lines = show_lines(trainer, of_steps=not script_args.dry_run)
     try:
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     except (ValueError, OSError) as error:

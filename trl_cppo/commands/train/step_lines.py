@@ -142,11 +142,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def show_lines(trainer: CPPOTrainer) -> StepLines:
-    """Lines and a bar of long generations, in the place of transformers' bar and printed dictionaries."""
+def show_lines(trainer: CPPOTrainer, of_steps: bool = True) -> StepLines:
+    """Lines, unless there will be no step, and a bar of long generations, in the place of transformers' bar and printed dictionaries."""
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
     lines = StepLines(Hardware.of(trainer.accelerator))
-    trainer.add_callback(lines)
+    if of_steps:
+        trainer.add_callback(lines)
     trainer.add_callback(SamplingBar())
     return lines
