@@ -244,6 +244,7 @@ def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
     args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false", per_device_train_batch_size=4)
     text = "\n".join(make_plan(args))
     assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
+    assert "the largest of 4 rows for memory" in text
     assert "in rows of their own: share_prefix is False" in text
     assert "tokenizer is not on this machine: texts of 20 tokens" in text
     _, processor = build("qwen2_5_vl")

@@ -94,7 +94,8 @@ def test_the_command_runs(sandbox, commands):
         if file in MADE_BY:
             sandbox.run(rehearsed(shlex.split(MADE_BY[file]), port))
     runs = [rehearsed(command.words, port) for command in commands]
-    words, trains = runs[0], started(runs[0]) == "train"
+    words = runs[0]
+    trains = started(words) == "train" and "--dry_run" not in words
     if trains and "--resume_from_checkpoint" not in words:
         for left in (sandbox.folder / output_of(words)).glob("checkpoint-*"):  # by a command before this one
             shutil.rmtree(left)
@@ -109,6 +110,9 @@ def test_the_command_runs(sandbox, commands):
         pushed = sandbox.pushed / option(words, "--hub_model_id", option(words, "upload"))
         assert (pushed / "README.md").is_file()
         AutoModelForImageTextToText.from_pretrained(pushed)
+    if "--dry_run" in words:
+        output = sandbox.folder / output_of(words)
+        assert output.with_name(f"{output.name}-dry-run.png").is_file() and not (output / "README.md").exists()
     if "--output" in words:
         assert (sandbox.folder / option(words, "--output")).exists()
 

@@ -38,7 +38,10 @@ def load_config(source: str) -> PretrainedConfig:
         `ValueError`, `OSError`: if there is none, or of a family that CPPOTrainer does not know or that was not checked here.
     """
     check_folder("--model", source)
-    config = AutoConfig.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:  # which names no model where the Hub cannot be reached
+        raise OSError(f"--model {source}: {error}") from error
     if config.model_type not in FAMILIES:
         raise ValueError(f"{source} is a {config.model_type}; known model types: {', '.join(FAMILIES)}.")
     if FAMILIES[config.model_type].unpackable is not None:

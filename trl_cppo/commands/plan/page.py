@@ -177,7 +177,7 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
     ]
     if planner.rows is not None:
         head.append(
-            f"Lengths from {args.dataset_name}: the largest of {LOOKED_AT} rows for memory, the middle one for FLOPs."
+            f"Lengths from {args.dataset_name}: the largest of {min(LOOKED_AT, planner.rows.num_rows)} rows for memory, the middle one for FLOPs."
         )
         if planner.rows.largest.text is None:
             head.append(
