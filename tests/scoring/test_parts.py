@@ -5,7 +5,7 @@
 import pytest
 import torch
 from conftest import make_config, make_rows, make_trainer, weights
-from fixed_rollouts import FixedCPPOTrainer
+from fixed_rollouts import FixedCPPOTrainer, FixedGRPOTrainer
 from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILIES, build
 from torch import nn
@@ -122,6 +122,29 @@ def test_checkpointing_loses_no_gradient(tmp_path, family, setting):
     plain = run("none")
     assert_same(run("re-entrant"), plain)
     assert_same(run("not"), plain)
+
+
+@pytest.mark.parametrize("trainer_class", [FixedCPPOTrainer, FixedGRPOTrainer])
+def test_re_entrant_checkpointing_loses_the_routers_auxiliary_loss_as_in_grpo(tmp_path, trainer_class):
+    """docs/faults.md says so: the routers' logits are kept in the pass that has no graph."""
+
+    def routers(coefficient, kind):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            tmp_path, make_rows([1, 1]), trainer_class, family="qwen3_vl_moe", num_generations=2, cpl_coef=0.0,
+            per_device_train_batch_size=4, router_aux_loss_coef=coefficient, share_prefix=False, **CHECKPOINTING[kind],
+        )  # fmt: skip
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        trainer.compute_loss(trainer.model, batch).backward()
+        return torch.cat([value.grad.flatten() for name, value in trainer.model.named_parameters() if "mlp.gate.w" in name])  # fmt: skip
+
+    plain = routers(0.0, "re-entrant")
+    assert plain.any()
+    torch.testing.assert_close(routers(1.0, "re-entrant"), plain, rtol=0, atol=1e-6)
+    assert (routers(1.0, "not") - plain).abs().max() > 0.01
 
 
 # What else a user sets ------------------------------------------------------------------------------------------------
