@@ -14,10 +14,10 @@ from conftest import make_config, make_rows
 from tiny_models import build
 from transformers import TrainerControl, TrainerState
 
+from trl_cppo.commands.line.quiet import leave_out_noise
 from trl_cppo.commands.report.command import make_parser
 from trl_cppo.commands.train import sampling
 from trl_cppo.commands.train.outcome import closing_lines
-from trl_cppo.commands.train.quiet import leave_out_noise
 from trl_cppo.commands.train.step_lines import StepLines, duration
 from trl_cppo.run.card import Hardware
 

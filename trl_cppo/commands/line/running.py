@@ -8,6 +8,7 @@ from importlib import import_module
 from ...versions import FITTING_TRL, is_of_trl
 from .ending import stop
 from .flags import answer_early, split_config
+from .quiet import leave_out_noise
 
 
 def run_command(name: str, arguments: list[str], program: str) -> None:
@@ -21,6 +22,7 @@ def run_command(name: str, arguments: list[str], program: str) -> None:
     """
     arguments = split_config(arguments, program)
     answer_early(name, arguments, program)
+    leave_out_noise()
     try:
         command = import_module(f"trl_cppo.commands.{name}.command")
     except ImportError as error:

@@ -16,7 +16,6 @@ from .arguments import is_embedded, parse
 from .dry_run import DryRunTrainer
 from .job import digits_job, job_from_arguments, make_trainer
 from .outcome import closing_lines, write_metrics
-from .quiet import leave_out_noise
 from .step_lines import show_lines
 
 
@@ -31,7 +30,6 @@ def show_messages() -> None:
 def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     """Train as the command line's arguments say."""
     show_messages()
-    leave_out_noise()
     try:
         script_args, training_args, model_args = parse(arguments, program)
         checkpoint = training_args.resume_from_checkpoint or ""

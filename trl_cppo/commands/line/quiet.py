@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What libraries say of each other, which nobody who trains can act on: each by its own words. Whatever else they say is shown."""
+"""What libraries say of each other, which nobody who types a command can act on: each by its own words. Whatever else they say is shown."""
 
 import logging
 import warnings
