@@ -39,13 +39,15 @@ KNOWN_REWARDS = {**MATH_REWARDS, "think_boxed_format_reward": think_boxed_format
 
 def check_folder(flag: str, path: str | None) -> None:
     """
-    Refuse what reads like a path but is none; a Hub id has no dot or slash in front.
+    Refuse what is neither a folder nor reads like the Hub id of a model, `owner/name`, before the Hub is asked.
 
     Raises:
         `FileNotFoundError`: naming the flag.
     """
-    if path is not None and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise FileNotFoundError(f"{flag}: there is no folder {path}.")
+    if path is None or path == DIGITS or Path(path).expanduser().is_dir():
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise FileNotFoundError(f"{flag}: there is no folder {path}. A model of the Hub is named owner/name.")
 
 
 def load_splits(name: str, config: str | None = None, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:

@@ -267,6 +267,7 @@ def test_given_completions_are_scored_on_their_rows(monkeypatch, tmp_path, canva
         (["--num_rows", "0"], "--num_rows must be at least 1; got 0."),
         (["--temperature", "0"], "--temperature must be positive; got 0.0."),
         (["--model", "./none"], "--model: there is no folder ./none."),
+        (["--model", "cppo-digit"], "--model: there is no folder cppo-digit. A model of the Hub is named owner/name."),
         (["--compare", "./none"], "--compare: there is no folder ./none."),
         (["--output", "none/report.html"], "--output: there is no folder"),
         (["--split", "dev"], ".*canvases has no split 'dev', only"),
