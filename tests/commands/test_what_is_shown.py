@@ -226,3 +226,6 @@ def test_the_end_without_held_out_questions(tmp_path):
     assert "Reward 0.125 -> 0.250: the first and the last value" in ending(tmp_path, log[:2], own)[0]
     assert "Reward 0.125, logged once" in ending(tmp_path, log[:1], own)[0]
     assert "No reward was logged" in ending(tmp_path, [], own)[0]
+    for share, said in ((1.0, True), (0.5, False)):
+        equal = [{"step": step, "reward": 0.0, "frac_reward_zero_std": share if step == 2 else 1.0} for step in (1, 2)]
+        assert ("nothing was learned" in ending(tmp_path, equal, own)[0]) == said

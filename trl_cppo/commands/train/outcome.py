@@ -104,7 +104,14 @@ def _result(trainer: CPPOTrainer) -> str:
         return f"{told}: with a lower logging_steps or more steps there is something to compare"
     first, last = sum(rewards[:count]) / count, sum(rewards[-count:]) / count
     values = "value" if count == 1 else f"{count} values"
-    return f"Reward {first:.3f} -> {last:.3f}: the first and the last {values} logged{'' if count == 1 else ', in the mean'}"
+    told = f"Reward {first:.3f} -> {last:.3f}: the first and the last {values} logged{'' if count == 1 else ', in the mean'}"
+    equal = [entry.get("frac_reward_zero_std") for entry in trainer.state.log_history if "reward" in entry]
+    if set(equal) == {1.0}:
+        told += (
+            ". In no step did the rewards of a prompt's rollouts differ, so that nothing was learned: see what the model says "
+            "(--log_completions), and whether the prompt asks for what the reward wants"
+        )
+    return told
 
 
 def report_command(args: CPPOConfig, script_args: CPPOScriptArguments) -> str:
