@@ -241,9 +241,18 @@ def test_fewer_rows_are_sampled_at_once_where_there_is_no_room_for_all(folder):
 def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
     dataset = make_rows([1, 2, 1, 1], sizes=[(56, 56), (84, 42)])
     dataset.save_to_disk(tmp_path / "data")
-    args = arguments(folder, dataset_name=str(tmp_path / "data"), share_prefix="false", per_device_train_batch_size=4)
+    args = arguments(
+        folder,
+        dataset_name=str(tmp_path / "data"),
+        share_prefix="false",
+        per_device_train_batch_size=4,
+        prompts_per_step=8,
+    )
     text = "\n".join(make_plan(args))
     assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
+    assert (
+        "They make steps of 4 prompts, not of 8." in text and "GFLOP of the update" in text and "MiB  weights" in text
+    )
     assert "the largest of 4 rows for memory" in text
     assert "in rows of their own: share_prefix is False" in text
     assert "tokenizer is not on this machine: texts of 20 tokens" in text

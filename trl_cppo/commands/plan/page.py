@@ -19,7 +19,7 @@ NOT_COUNTED = (
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:8.1f} GiB"
+    return f"{size / GIB:8.1f} GiB" if abs(size) >= GIB / 20 else f"{size * 1024 / GIB:8.1f} MiB"
 
 
 def gpus(args: PlanArguments) -> str:
@@ -95,17 +95,18 @@ def cost_lines(args: PlanArguments, cost: Cost, num_prompts: int | None) -> list
     update = cost.flops + cost.scoring_flops
     parts = ["the reference"] * (args.beta != 0) + ["the old policy, for vLLM"] * args.use_vllm
     scorings = f"a forward of each rollout: {', '.join(parts)}" if parts else "none"
+    unit, flop = ("PFLOP", 1e15) if cost.grpo_flops >= 1e13 else ("GFLOP", 1e9)
     lines = [
         f"  tokens through the model   {cost.tokens:14,.0f}   {cost.tokens / cost.grpo_tokens:.2f} of GRPO's {cost.grpo_tokens:,}",
-        f"  PFLOP of the update        {cost.flops / 1e15:14,.2f}   {cost.flops / cost.grpo_flops:.2f} of GRPO's {cost.grpo_flops / 1e15:,.2f}",
-        f"  PFLOP of scoring before it {cost.scoring_flops / 1e15:14,.2f}   {scorings}",
-        f"  PFLOP of sampling, at least{cost.sampling_flops / 1e15:14,.2f}",
+        f"  {unit} of the update        {cost.flops / flop:14,.2f}   {cost.flops / cost.grpo_flops:.2f} of GRPO's {cost.grpo_flops / flop:,.2f}",
+        f"  {unit} of scoring before it {cost.scoring_flops / flop:14,.2f}   {scorings}",
+        f"  {unit} of sampling, at least{cost.sampling_flops / flop:14,.2f}",
     ]
     speed = args.num_gpus * args.peak_tflops * 1e12 * args.utilisation
     stated = f"at {args.utilisation:.0%} of {args.peak_tflops:g} TFLOP/s on {gpus(args)}, without sampling"
     lines.append(f"  {update / speed:.1f} s a step {stated}.")
     if num_prompts is not None:
-        steps = num_prompts / args.prompts_per_step
+        steps = num_prompts // args.prompts_per_step  # TRL leaves out the rows that are over
         lines.append(
             f"  {steps * update / speed / 3600:.2f} hours an epoch of {num_prompts:,} prompts, {steps:,.0f} steps."
         )
@@ -179,6 +180,8 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
         head.append(
             f"Lengths from {args.dataset_name}: the largest of {min(LOOKED_AT, planner.rows.num_rows)} rows for memory, the middle one for FLOPs."
         )
+        if planner.rows.num_rows < planner.asked_prompts:
+            head.append(f"They make steps of {args.prompts_per_step} prompts, not of {planner.asked_prompts}.")
         if planner.rows.largest.text is None:
             head.append(
                 f"The model's tokenizer is not on this machine: texts of {args.prompt_tokens} tokens (--prompt_tokens)."

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .arguments import GIB, PlanArguments
 from .counts.batch import MicroBatch
@@ -71,7 +71,8 @@ class Planner:
         args ([`PlanArguments`]): the wish.
         bench ([`UpdateBench`]): of the model, checkpointing as the arguments say.
         progress (`Callable`): is told in words what is counted next.
-        rows ([`DatasetShape`], *optional*): of the data set, if there is one.
+        rows ([`DatasetShape`], *optional*): of the data set, if there is one; where it has fewer rows than a step should have
+            prompts, steps have fewer.
     """
 
     def __init__(
@@ -81,7 +82,12 @@ class Planner:
         progress: Callable[[str], None],
         rows: DatasetShape | None = None,
     ):
-        self.args, self.bench, self._progress = args, bench, progress
+        self.bench, self._progress, self.asked_prompts = bench, progress, args.prompts_per_step
+        if (
+            rows is not None and rows.num_rows < args.prompts_per_step
+        ):  # a power of two, that sizes of micro-batches divide
+            args = replace(args, prompts_per_step=2 ** (rows.num_rows.bit_length() - 1))
+        self.args = args
         usual, self.rows = args.mean_completion_length or args.max_completion_length, rows
         if rows is None:
             self.longest, self.usual = args.rollout(args.max_completion_length), args.rollout(usual)
