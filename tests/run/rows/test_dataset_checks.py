@@ -5,11 +5,12 @@
 import re
 
 import pytest
-from conftest import make_rows
+from conftest import make_rows, make_trainer
 from dataset_layouts import layout_names, write_layout
 from datasets import ClassLabel, Dataset, Image, concatenate_datasets, load_dataset
 
 from trl_cppo.commands.loading import load_split
+from trl_cppo.commands.prepare import command as prepare_command
 from trl_cppo.commands.prepare import prepare
 from trl_cppo.run.rows.checks import check_dataset, check_solutions
 
@@ -141,3 +142,22 @@ def test_solutions_that_are_numbers_say_to_cast():
         check_solutions(Dataset.from_dict({"solution": [7]}), "mine")
     check_solutions(Dataset.from_dict({"solution": ["7", "The answer is C."]}), "mine")
     check_solutions(iter([]), "a stream is not looked into")
+
+
+def test_prompts_that_are_texts_are_refused_with_what_makes_conversations(tmp_path):
+    """TRL would say so after the model is loaded, and guess at a chat template."""
+    rows = make_rows([1, 1]).map(lambda row: {"prompt": "<image>?", "answer": "1"}).remove_columns("solution")
+    with pytest.raises(ValueError, match=r"^train_dataset, column 'prompt': holds texts, .*: dataset\.map") as error:
+        make_trainer(tmp_path, rows)
+    made = follow(rows, str(error.value))
+    assert made[0]["prompt"] == [{"role": "user", "content": "?"}]
+    check_dataset(made, "x")
+    check_dataset(rows.with_transform(lambda batch: batch), "x")
+    rows.to_parquet(tmp_path / "mine" / "train.parquet")
+    with pytest.raises(
+        ValueError, match="Prepare it: trl-cppo prepare --dataset .* --question prompt --output"
+    ) as error:
+        load_split(str(tmp_path / "mine"), "train")
+    command = re.search("prepare (--dataset .*?) --output", str(error.value))[1].split()
+    prepare_command.main([*command, "--output", str(tmp_path / "made")])
+    assert len(load_split(str(tmp_path / "made"), "train")) == 2

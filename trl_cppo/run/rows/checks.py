@@ -93,6 +93,7 @@ def check_dataset(
             )
             raise ValueError(f"{name} has no column {column!r}; its columns are {found}. {way_out}")
     if "image" in columns or "images" in columns:
+        _check_conversations(dataset, name, source)
         return
     if not has_image_in_a_prompt(dataset):
         raise ValueError(
@@ -108,6 +109,27 @@ def check_datasets(train_dataset: Any, eval_dataset: Any) -> None:
         check_dataset(dataset, f"eval_dataset[{key!r}]" if key else "eval_dataset")
 
 
+def _check_conversations(dataset: Dataset, name: str, source: str) -> None:
+    """TRL takes no texts beside images, and would say so after the model is loaded. What a transform makes is not known."""
+    feature = dataset.features.get("prompt")
+    is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view")
+    if not is_text or dataset.format["type"] == "custom":
+        return
+    way_out = (
+        _conversation_of("prompt") if source == UNNAMED else
+        f"Prepare it: {prepare_command(source, dataset.column_names)}, and train on that folder."
+    )  # fmt: skip
+    raise ValueError(f"{name}, column 'prompt': holds texts, and beside images a prompt is a conversation. {way_out}")
+
+
+def _conversation_of(question: str) -> str:
+    """What makes prompts of a column of texts; images are put in front."""
+    return (
+        "Make it of the question: dataset.map(lambda row: "
+        f"{{'prompt': [{{'role': 'user', 'content': row[{question!r}].replace('<image>', '')}}]}})."
+    )
+
+
 def _way_to_prompts(dataset: Dataset, source: str, columns: list[str]) -> str:
     """What makes a `prompt`. A string under that name would be no conversation, so only messages are renamed."""
     conversations = _conversation_columns(dataset)
@@ -121,10 +143,7 @@ def _way_to_prompts(dataset: Dataset, source: str, columns: list[str]) -> str:
     question = next((column for column in (*QUESTIONS, "query") if column in dataset.column_names), None)
     if question is None:
         return "A prompt is a conversation, [{'role': 'user', 'content': …}]. Make it of your question column."
-    return (
-        "A prompt is a conversation. Make it of the question: dataset.map(lambda row: "  # images are put in front
-        f"{{'prompt': [{{'role': 'user', 'content': row[{question!r}].replace('<image>', '')}}]}})."
-    )
+    return f"A prompt is a conversation. {_conversation_of(question)}"
 
 
 def _conversation_columns(dataset: Dataset) -> list[str]:

@@ -63,6 +63,8 @@ def prepare_command(source: str, columns: Collection[str]) -> str:
     """The command that prepares a data set of these columns, with a flag for each kind that has no known name."""
     kinds = (("question", QUESTIONS), ("answer", ANSWERS), ("image", IMAGES))
     flags = "".join(f" --{kind} COLUMN" for kind, known in kinds if not set(known) & set(columns))
+    if "prompt" in columns:  # of texts: conversations need no command
+        flags = flags.replace("--question COLUMN", "--question prompt")
     return f"{PREPARE} --dataset {shlex.quote(source)}{flags} --output data/prepared"
 
 
