@@ -123,3 +123,10 @@ def test_a_misspelt_setting_is_refused(monkeypatch, tmp_path):
     recipe.write_text((EXAMPLES / "configs" / "qwen2_5_vl_3b_virl39k.yaml").read_text() + "cpl_coeff: 0.1\n")
     with pytest.raises(ValueError, match="cpl_coeff"):
         parse(monkeypatch, recipe, 8)
+
+
+@pytest.mark.parametrize(("name", "stage"), [("deepspeed_zero2", 2), ("deepspeed_zero3", 3)])
+def test_gpu_configs_are_what_their_names_say(name, stage):
+    config = yaml.safe_load((EXAMPLES / "accelerate_configs" / f"{name}.yaml").read_text())
+    assert config["deepspeed_config"]["zero_stage"] == stage
+    assert (config["num_processes"], config["mixed_precision"]) == (8, "bf16")
