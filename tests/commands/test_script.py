@@ -209,36 +209,43 @@ def test_an_error_in_the_midst_of_a_run_is_the_last_thing_on_the_screen(random_m
 
 
 ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+LAUNCHERS = {
+    "accelerate --quiet": [*ACCELERATE, "--quiet"],
+    "accelerate, two processes": [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+}
+STARTED = {"train_cppo.py": (str(SCRIPT),), "trl-cppo train": ("-m", *MODULE)}
+FAULTS = {
+    "no vLLM": (["--use_vllm", "true", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "trl-cppo[vllm]"),
+    "no Hub": (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
+    "a wrong setting": (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
+    "a wrong flag": (["--cpl_coeff", "1"], "unrecognized arguments: --cpl_coeff 1. Did you mean --cpl_coef?"),
+}  # fmt: skip
 
 
+# A wrong flag is told at once, and so under each launcher; of the others, for which libraries are imported, each in some way.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher",
-    [[*ACCELERATE, "--quiet"], [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-     [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]],
-    ids=["accelerate --quiet", "accelerate, two processes", "torchrun"],
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "flags, told",
-    [
-        (
-            ["--use_vllm", "true", "--model_name_or_path", "{model}", "--dataset_name", "{data}"],
-            'pip install "trl-cppo[vllm]"',
-        ),
-        (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
-        (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
-        (["--cpl_coeff", "1"], "unrecognized arguments: --cpl_coeff 1. Did you mean --cpl_coef?"),
+    ("fault", "launcher", "program"),
+    [("a wrong flag", launcher, program) for launcher in LAUNCHERS for program in STARTED]
+    + [
+        ("a wrong setting", "accelerate, two processes", "train_cppo.py"),
+        ("a wrong setting", "accelerate --quiet", "trl-cppo train"),
+        ("no Hub", "torchrun", "trl-cppo train"),
+        ("no Hub", "accelerate --quiet", "train_cppo.py"),
+        ("no vLLM", "accelerate, two processes", "trl-cppo train"),
     ],
-    ids=["no vLLM", "no Hub", "a wrong setting", "a wrong flag"],
 )
-def test_under_a_launcher_the_last_lines_say_what_is_wrong(random_model, own_dataset, tmp_path, launcher, flags, told):
+def test_under_a_launcher_the_last_lines_say_what_is_wrong(
+    random_model, own_dataset, tmp_path, fault, launcher, program
+):
     """A page of the launcher's traceback may stand before them. (Without --quiet accelerate prints it behind, for one process.)"""
+    flags, told = FAULTS[fault]
     flags = [flag.format(model=random_model, data=own_dataset) for flag in flags]
-    for started, program in (((str(SCRIPT),), "train_cppo.py"), (("-m", *MODULE), "trl-cppo train")):
-        result = run("--use_cpu", *flags, cwd=tmp_path, launcher=launcher, started=started)
-        assert result.returncode != 0
-        last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
-        assert f"{program}: error: " in last and told in last
+    result = run("--use_cpu", *flags, cwd=tmp_path, launcher=LAUNCHERS[launcher], started=STARTED[program])
+    assert result.returncode != 0
+    last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
+    assert f"{program}: error: " in last and told in last
 
 
 def test_help_lists_every_flag(capsys, monkeypatch):

@@ -102,7 +102,9 @@ def test_the_command_runs(sandbox, commands):
     sandbox.run(*runs)
     if trains:
         check_training(sandbox.folder / output_of(words), commands, int(option(words, "--max_steps")))
-        if "examples/configs/" in commands[0].text and not HAS_VLLM:  # a recipe also goes on from its checkpoint
+        if (
+            commands[0].place.startswith("examples/configs/") and not HAS_VLLM
+        ):  # a recipe also goes on from its checkpoint
             more = [word for word in words if word != "--push_to_hub"]
             sandbox.run([*more, "--max_steps", str(STEPS + 1), "--resume_from_checkpoint", "true"])
             check_training(sandbox.folder / output_of(words), commands, STEPS + 1)
