@@ -9,6 +9,7 @@ held against plain rows on its own backend.
 """
 
 import math
+from pathlib import Path
 
 import pytest
 from combinations import SHARED, assert_same_logs, cover, row_id
@@ -48,6 +49,10 @@ def plain_name(name: str) -> str:
     return f"{name}-plain"
 
 
+def grpo_name(name: str) -> str:
+    return f"{name}-grpo"
+
+
 NAMED = {f"row{number}": row for number, row in enumerate(ROWS)}
 WITH_CPL = {plain_name(name): row for name, row in NAMED.items() if row["coefficient"]}
 IN_DDP = {name: row for name, row in WITH_CPL.items() if row["precision"] == "float32"}
@@ -55,7 +60,8 @@ LAUNCHES = {"plain": (2, runs_of(IN_DDP, backend="ddp", plain=True))}
 for backend in BACKENDS:
     rows = {name: row for name, row in NAMED.items() if row["backend"] == backend}
     bf16 = {name: row for name, row in WITH_CPL.items() if row["backend"] == backend and name not in IN_DDP}
-    LAUNCHES[backend] = (2, runs_of(rows) + runs_of(bf16, plain=True))
+    grpo = {grpo_name(name): row for name, row in rows.items() if row["coefficient"] == 0}
+    LAUNCHES[backend] = (2, runs_of(rows) + runs_of(bf16, plain=True) + runs_of(grpo, grpo=True))
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +69,12 @@ def launches(tmp_path_factory, deepspeed_ops):
     return Launches(tmp_path_factory.mktemp("launches"), LAUNCHES, deepspeed_ops)
 
 
-def of_grpo(launches, backend: str) -> str:
-    """The launch of GRPOTrainer with what is compared with it: rows where λ = 0, and those that stopped."""
+def errors_of_grpo(launches, backend: str) -> Path:
+    """The folder of a launch in which GRPOTrainer trains the rows that stopped."""
     folder = launches.folder(backend)
-    rows = {
-        name: row
-        for name, row in NAMED.items()
-        if row["backend"] == backend and (row["coefficient"] == 0 or (folder / f"{name}.error").exists())
-    }
-    launches.launches[f"grpo-{backend}"] = (2, runs_of(rows, grpo=True))
-    return f"grpo-{backend}"
+    stopped = {name: row for name, row in NAMED.items() if (folder / f"{name}.error").exists()}
+    launches.launches[f"grpo-{backend}"] = (2, runs_of(stopped, grpo=True))
+    return launches.folder(f"grpo-{backend}")
 
 
 @pytest.mark.parametrize("name", NAMED, ids=lambda name: f"{name}-{row_id(NAMED[name])}")
@@ -80,14 +82,14 @@ def test_a_row_trains_as_its_oracle_does(launches, name):
     row = NAMED[name]
     refused = launches.folder(row["backend"]) / f"{name}.error"
     if refused.exists():
-        grpo = launches.folder(of_grpo(launches, row["backend"])) / f"{name}.error"
+        grpo = errors_of_grpo(launches, row["backend"]) / f"{name}.error"
         assert grpo.exists() and grpo.read_text() == refused.read_text(), refused.read_text()
         return
     [logs, _] = launches.result(row["backend"], name).logs
     steps = [log for log in logs if "loss" in log]
     assert len(steps) == 2 and all(math.isfinite(log["loss"]) and math.isfinite(log["grad_norm"]) for log in steps)
     if row["coefficient"] == 0:
-        [expected, _] = launches.result(of_grpo(launches, row["backend"]), name).logs
+        [expected, _] = launches.result(row["backend"], grpo_name(name)).logs
     else:
         assert max(log["cpl/gated_ratio"] for log in steps) > 0
         assert min(log[TOKEN_RATIO] for log in steps) < 1 or row["scenario"] == "text_only_rank"
