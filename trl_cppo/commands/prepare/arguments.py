@@ -93,8 +93,9 @@ def content_of(name: str) -> dict[str, str]:
     path = Path(name).expanduser()
     paths = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in TEXT_FILES)
     digest = hashlib.sha256()
-    for file in paths:
-        digest.update(file.read_bytes())
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return {"sha256": digest.hexdigest()} if paths else {}
 
 
