@@ -34,9 +34,15 @@ def last_complete_checkpoint(output_dir: str) -> str:
     The latest checkpoint of a folder that a kill or a full disk did not cut short.
 
     Raises:
-        `ValueError`: if there is none.
+        `ValueError`: if there is none, or another run, of fewer steps so far, wrote its own into the same folder since.
     """
     complete = [folder for folder in sort_checkpoints(output_dir) if is_complete(folder)]
     if not complete:
         raise ValueError(f"{output_dir} holds no complete checkpoint to resume from.")
+    newest = max(complete, key=lambda folder: (Path(folder) / TRAINER_STATE_NAME).stat().st_mtime_ns)
+    if newest != complete[-1]:
+        raise ValueError(
+            f"{complete[-1]} is older than {newest}, so they are of two runs. Name the checkpoint to resume from, or delete those of "
+            "the other run."
+        )
     return complete[-1]

@@ -3,6 +3,7 @@
 """A command by its name, with all that it prints named after the program that the user typed."""
 
 import os
+import sys
 from importlib import import_module
 
 from ...versions import FITTING_TRL, is_of_trl
@@ -32,4 +33,8 @@ def run_command(name: str, arguments: list[str], program: str) -> None:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         main = record(main)
-    main(arguments, program)
+    try:
+        main(arguments, program)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped.", file=sys.stderr)
+        sys.exit(130)  # as shells have it for Ctrl-C

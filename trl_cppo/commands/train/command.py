@@ -4,7 +4,6 @@
 
 import logging
 import os
-from pathlib import Path
 
 import yaml
 from transformers.utils.logging import disable_progress_bar
@@ -14,6 +13,7 @@ from ...trainer import CPPOTrainer
 from ..line import is_ours, leave, stop
 from .arguments import is_embedded, parse
 from .dry_run import DryRunTrainer
+from .folders import OTHER_PARAMETERS, check_output_folder, checkpoint_to_go_on_from, end_interrupted
 from .job import digits_job, job_from_arguments, make_trainer
 from .outcome import closing_lines, write_metrics
 from .step_lines import show_lines
@@ -32,11 +32,7 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     show_messages()
     try:
         script_args, training_args, model_args = parse(arguments, program)
-        checkpoint = training_args.resume_from_checkpoint or ""
-        if checkpoint.lower() == "true":  # the last complete one in the output folder
-            training_args.resume_from_checkpoint = True
-        elif checkpoint and not Path(checkpoint).is_dir():
-            raise FileNotFoundError(f"--resume_from_checkpoint: there is no folder {checkpoint}.")
+        checkpoint = checkpoint_to_go_on_from(training_args.resume_from_checkpoint)
         if 0 < training_args.max_steps < training_args.logging_steps:
             training_args.logging_steps = 1  # a short run is tried to see something
         if is_embedded(script_args, model_args):
@@ -45,19 +41,26 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         else:
             job = job_from_arguments(script_args, training_args, model_args)
         trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
+        check_output_folder(trainer, goes_on=checkpoint is not None)
         trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
+        if "assign use_cpu" in str(error):  # of transformers: bf16 is the default
+            error.add_note("On the command line: --use_cpu.")
         stop(program, error)
     trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
     lines = show_lines(trainer, of_steps=not script_args.dry_run)
     try:
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, OSError) as error:
-        if not is_ours(error):
+        if str(error).startswith("loaded state dict"):  # torch's optimizers
+            error.add_note(OTHER_PARAMETERS)
+        elif not is_ours(error):
             raise
         stop(program, error)
+    except KeyboardInterrupt:
+        end_interrupted(trainer, program)
     finally:
         lines.close()
 
