@@ -36,11 +36,12 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         if 0 < training_args.max_steps < training_args.logging_steps:
             training_args.logging_steps = 1  # a short run is tried to see something
         if is_embedded(script_args, model_args):
-            disable_progress_bar()  # of loading and saving a model that is read and written in no time
+            disable_progress_bar()  # of loading a model that is read in no time
             job = digits_job(script_args, training_args)
         else:
             job = job_from_arguments(script_args, training_args, model_args)
         trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
+        disable_progress_bar()  # one for each checkpoint's weights would stand between the lines
         check_output_folder(trainer, goes_on=checkpoint is not None)
         trainer.check_data()
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
