@@ -197,14 +197,16 @@ class CPPOConfig(GRPOConfig):
     freeze: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Parts of the model that are not trained: vision_tower, projector, language_model. Default: all are."
+            "help": "Parts of the model that are not trained. Default: all are.",
+            "choices": PARTS,
         },
     )
     lora_on: list[str] | None = field(
         default=None,
         metadata={
-            "help": "The parts that adapters (--use_peft) are put on: language_model, vision_tower, projector, or all. On all their "
-            "linear layers, or on those of them that --lora_target_modules names."
+            "help": "The parts that adapters (--use_peft) are put on. On all their linear layers, or on those of them that "
+            "--lora_target_modules names.",
+            "choices": (*PARTS, "all"),
         },
     )
     vision_tower_learning_rate: float | None = field(

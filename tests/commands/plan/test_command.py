@@ -273,7 +273,7 @@ def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
         (["--num_gpus", "3"], "do not divide by 3 GPUs; change --prompts_per_step"),
         (
             ["--freeze", "tower"],
-            "freeze names parts of a model: vision_tower, projector, language_model; got ['tower']",
+            "argument --freeze: invalid choice: 'tower'",
         ),
         (["--lora_on", "all"], "(--use_peft on the command line)"),
         (["--prompt_tokens", "1"], "is too short"),
