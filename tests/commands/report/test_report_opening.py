@@ -54,7 +54,7 @@ def test_a_sign_that_leads_the_tokens_is_pointed_out(texts, shift, said):
         not noise,
     )
     scores.divergences_preserved = [0.1, 0.3, 0.3, 0.3]
-    assert "the first is the smaller one, as it is not over all rows" in render(
+    assert "the first is the smaller one here, but not over all rows" in render(
         [row], Settings(["m"], "d", "test", {})
     )
     assert "Look for a shortcut" in page and ("Here a sign leads" in page) == (said is not None)
