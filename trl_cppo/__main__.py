@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, `trl-cppo` or `python -m trl_cppo`: a command's name, then its flags."""
 
+import difflib
 import sys
 
 from .commands.line import run_command
@@ -25,7 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments in ([], ["-h"], ["--help"]):
             print(usage)
             return
-        sys.exit(f"{usage}\n\ntrl-cppo: error: there is no command {arguments[0]!r}.")
+        meant = "".join(f" Did you mean {name}?" for name in difflib.get_close_matches(arguments[0], COMMANDS, n=1))
+        sys.exit(f"{usage}\n\ntrl-cppo: error: there is no command {arguments[0]!r}.{meant}")
     run_command(arguments[0], arguments[1:], f"trl-cppo {arguments[0]}")
 
 

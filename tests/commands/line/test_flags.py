@@ -133,7 +133,7 @@ def test_help_is_there_at_once(words, told):
         (["prepare", "--dataset", "x"], "the following arguments are required: --output."),
         (["report", "--config", "x"], "unrecognized arguments: --config x."),
         (["recipes", "copy", "nothing"], "there is no recipe 'nothing'."),
-        (["evalute"], "there is no command 'evalute'"),
+        (["evalute"], "there is no command 'evalute'. Did you mean evaluate?"),
     ],
 )
 def test_what_is_wrong_is_said_at_once_and_last(words, told):

@@ -145,7 +145,8 @@ def test_the_command_prints_a_plan(folder, capsys):
         "KV cache of 16 rows",
         "Not counted",
         "GRPO's",
-        "hours",
+        " ms a step at",
+        " ms an epoch of 400 prompts, 100 steps",
     ):
         assert part in text, part
     [size] = re.findall(r"--per_device_train_batch_size (\d+)", text)
@@ -194,7 +195,7 @@ def test_what_is_to_be_pasted_is_taken_by_launcher_and_training(folder, wish, la
     taken = {**vars(script), **vars(config), **vars(model)}
     both = dict(
         model_name_or_path=str(folder), per_device_train_batch_size=4, gradient_accumulation_steps=2, steps_per_generation=1,
-        num_generations=4, max_completion_length=24,
+        num_generations=4, max_completion_length=24, output_dir=f"{folder.name}-CPPO",
     )  # fmt: skip
     expected = both | {"dataset_name": "YOUR_DATA", "dtype": "bfloat16"} | trained
     assert {name: taken[name] for name in expected} == expected
@@ -249,9 +250,11 @@ def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
         prompts_per_step=8,
     )
     text = "\n".join(make_plan(args))
-    assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 steps" in text
+    assert "Images 84 x 42, 56 x 56" in text and "an epoch of 4 prompts, 1 step." in text
     assert (
-        "They make steps of 4 prompts, not of 8." in text and "GFLOP of the update" in text and "MiB  weights" in text
+        "Its 4 rows do not fill a step of 8 prompts: planned with steps of 4." in text
+        and "GFLOP of the update" in text
+        and "MiB  weights" in text
     )
     assert "the largest of 4 rows for memory" in text
     assert "in rows of their own: share_prefix is False" in text

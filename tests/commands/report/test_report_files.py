@@ -96,7 +96,10 @@ def test_the_records_of_an_evaluation_can_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"row": 2, "completion": "x"}, "completion 0 of .* has row 2.0, but the data set has the rows 0 to 1"),
+        (
+            {"row": 2, "completion": "x"},
+            "has row 2, but the split has the rows 0 to 1. Give the --split that was trained on",
+        ),
         ({"row": None, "completion": "x"}, "has row None"),
         ({"row": 0.5, "completion": "x"}, "has row 0.5"),
         ({"row": 0, "completion": [{"role": "a", "content": "x"}] * 2}, "no single message in column 'completion'"),
@@ -141,7 +144,7 @@ def test_the_summary_of_hand_made_rows():
     plain = Rollout([1], tokens[:1], type(scores)([-1.0], [1.0]), None, {})
     summary = summarize([viewed, plain])
     assert (summary.rows, summary.rows_with_views, summary.tokens) == (2, 1, 4)
-    assert (summary.rising, summary.selected, summary.closer) == (3, 2, 1)
+    assert (summary.rising, summary.noticeable, summary.selected, summary.closer) == (3, 2, 2, 1)
     assert summary.means["shift"] == pytest.approx((0.005 + 0.2 + 2.0 - 1.5) / 4)
     assert summary.means["shift_selected"] == pytest.approx(1.1)
     assert summary.means["preserved"] == pytest.approx(0.3) and summary.means["removed"] == pytest.approx(0.25)

@@ -45,7 +45,18 @@ def test_a_sign_that_leads_the_tokens_is_pointed_out(texts, shift, said):
     row = make_row(texts=[texts[0]] * 3 + [texts[1]])
     scores = row.rollouts[0].scores
     scores.entropies, scores.removed_entropies, scores.selected = [1.0] * 4, [1.0 + shift] * 4, [True] * 4
+    scores.divergences_preserved, scores.divergences_removed = [0.1] * 4, [0.2] * 4
     page = render([row], Settings(["m"], "d", "test", {}))
+    noise = shift < 0.1  # of which the opening says so, and nothing good
+    assert ("seen: next to nothing" in page, "by 0.01 nats, next" in page, "as it should be" in page) == (
+        noise,
+        noise,
+        not noise,
+    )
+    scores.divergences_preserved = [0.1, 0.3, 0.3, 0.3]
+    assert "the first is the smaller one here, but not over all rows" in render(
+        [row], Settings(["m"], "d", "test", {})
+    )
     assert "Look for a shortcut" in page and ("Here a sign leads" in page) == (said is not None)
     if said is not None:
         assert said in page.split("Here a sign leads")[1].split("</p>")[0]
@@ -53,9 +64,13 @@ def test_a_sign_that_leads_the_tokens_is_pointed_out(texts, shift, said):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="There is no chromium: apt-get install chromium.")
 def test_a_phone_shows_the_explained_picture_first_and_right_from_wrong(tmp_path):
-    rows = [make_row(seed=1, rewards={"accuracy": 0.0}), make_row(1, length=3, seed=2), make_row(2, rewards={})]
+    rows = [
+        make_row(seed=1, rewards={"accuracy": 0.0}),
+        make_row(1, length=3, seed=2, prompt="What\nis\nx?\n\nAnd\ny?"),
+        make_row(2, rewards={}),
+    ]
     scores = rows[1].rollouts[0].scores
-    scores.entropies, scores.removed_entropies, scores.selected = [0.1] * 3, [0.2, 1.6, 0.05], [True, True, False]
+    scores.entropies, scores.removed_entropies, scores.selected = [0.1] * 3, [0.3, 1.6, 0.15], [True, True, False]
     scores.divergences_preserved, scores.divergences_removed = [0.25] * 3, [2.5] * 3
     (tmp_path / "report.html").write_text(render(rows, Settings(["m"], "data", "test", {})), encoding="utf-8")
     with sync_api.sync_playwright() as playwright:
@@ -71,6 +86,7 @@ def check_phone(page, texts):
         "all => all.map(e => e.getBoundingClientRect().bottom)"
     )
     assert len(boxes) == 4 and max(boxes) < 844
+    assert page.locator(".asked").evaluate("asked => asked.scrollHeight <= asked.clientHeight")  # nothing to scroll
     opening = " ".join(page.locator("#opening").inner_text().split())
     assert page.locator("#opening .answer .s").all_text_contents() == [text.replace("\n", "↵\n") for text in texts[:2]]
     assert (
@@ -79,7 +95,7 @@ def check_phone(page, texts):
         and "The underlined ones, 2, are perception tokens" in opening
     )
     assert (
-        "rises from 0.1 to 1.6 nats" in opening
+        "rises by 1.5 nats, from 0.1 to 1.6" in opening
         and "d⁺ 0.25, the removing view by d⁻ 2.5 nats: as it should be" in opening
     )
     assert "Row 1 of data, the first row that has perception tokens and is right" in opening

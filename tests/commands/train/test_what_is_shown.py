@@ -228,4 +228,5 @@ def test_the_end_without_held_out_questions(tmp_path):
     assert "No reward was logged" in ending(tmp_path, [], own)[0]
     for share, said in ((1.0, True), (0.5, False)):
         equal = [{"step": step, "reward": 0.0, "frac_reward_zero_std": share if step == 2 else 1.0} for step in (1, 2)]
-        assert ("nothing was learned" in ending(tmp_path, equal, own)[0]) == said
+        assert ("nothing was learned" in (hint := ending(tmp_path, equal, own)[0])) == said
+        assert "log_completions" not in hint and ("--dry_run" in hint) == said  # not hundreds of lines of tables

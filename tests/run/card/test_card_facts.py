@@ -136,7 +136,7 @@ def test_the_picture_has_no_empty_panel_and_shares_from_0_to_1(tmp_path, monkeyp
     examples = [CardExample(picture(place), "What?", "7") for place in (1, 2)] if example else []
     plot_training(history, tmp_path / "a.png", Shown("A title", "a machine", 500, examples, ANSWERS))
     [figure] = figures
-    assert "a machine" in figure.get_supxlabel() and len(figure.axes) == sum(rows)
+    assert "Measured on a machine." in figure.get_supxlabel() and len(figure.axes) == sum(rows)
     for axes in figure.axes:
         if axes.get_title().startswith(("held-out accuracy", "contrast", "perception")):
             assert axes.get_ylim() == (-0.02, 1.02)
@@ -146,6 +146,7 @@ def test_the_picture_has_no_empty_panel_and_shares_from_0_to_1(tmp_path, monkeyp
             low, high = wilson_interval(0.55, 500)
             assert points[points[:, 0] == 30, 1].min() == low and points[points[:, 0] == 30, 1].max() == high
     ink = np.asarray(Image.open(tmp_path / "a.png").convert("L")) < 250
+    assert not ink[:, [0, -1]].any()  # no text runs over a side
     for row, parts in zip(np.array_split(ink[40:-30], len(rows)), rows, strict=True):
         for part in np.array_split(row, parts, axis=1):
             assert part.mean() > 0.01

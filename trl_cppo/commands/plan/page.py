@@ -3,6 +3,7 @@
 """What a plan says."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from .arguments import GIB, PlanArguments
@@ -104,13 +105,21 @@ def cost_lines(args: PlanArguments, cost: Cost, num_prompts: int | None) -> list
     ]
     speed = args.num_gpus * args.peak_tflops * 1e12 * args.utilisation
     stated = f"at {args.utilisation:.0%} of {args.peak_tflops:g} TFLOP/s on {gpus(args)}, without sampling"
-    lines.append(f"  {update / speed:.1f} s a step {stated}.")
+    lines.append(f"  {_time(update / speed, hours=False)} a step {stated}.")
     if num_prompts is not None:
         steps = num_prompts // args.prompts_per_step  # TRL leaves out the rows that are over
         lines.append(
-            f"  {steps * update / speed / 3600:.2f} hours an epoch of {num_prompts:,} prompts, {steps:,.0f} steps."
+            f"  {_time(steps * update / speed)} an epoch of {num_prompts:,} prompts, {steps:,} step{'s' * (steps != 1)}."
         )
     return lines
+
+
+def _time(seconds: float, hours: bool = True) -> str:
+    """In the largest unit that leaves something to read of a small model's."""
+    units = [("hours", 3600)] * hours + [("s", 1), ("ms", 1e-3)]
+    name, size = next((unit for unit in units if seconds >= 0.1 * unit[1]), units[-1])
+    count = seconds / size
+    return f"{count:,.1f} {name}" if count >= 1 else f"{count:.2g} {name}"
 
 
 def flags(args: PlanArguments, fit: Fit) -> list[str]:
@@ -123,6 +132,7 @@ def flags(args: PlanArguments, fit: Fit) -> list[str]:
     training = {
         "model_name_or_path": args.model,
         "dataset_name": args.dataset_name or "YOUR_DATA",
+        "output_dir": f"{Path(args.model).resolve().name}-CPPO",
         "dtype": args.dtype,
         "per_device_train_batch_size": fit.rows,
         "gradient_accumulation_steps": fit.accumulation,
@@ -181,7 +191,10 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
             f"Lengths from {args.dataset_name}: the largest of {min(LOOKED_AT, planner.rows.num_rows)} rows for memory, the middle one for FLOPs."
         )
         if planner.rows.num_rows < planner.asked_prompts:
-            head.append(f"They make steps of {args.prompts_per_step} prompts, not of {planner.asked_prompts}.")
+            rows = "1 row does" if planner.rows.num_rows == 1 else f"{planner.rows.num_rows} rows do"
+            head.append(
+                f"Its {rows} not fill a step of {planner.asked_prompts} prompts: planned with steps of {args.prompts_per_step}."
+            )
         if planner.rows.largest.text is None:
             head.append(
                 f"The model's tokenizer is not on this machine: texts of {args.prompt_tokens} tokens (--prompt_tokens)."

@@ -92,7 +92,10 @@ class _Places:
         if self._by_number:
             row = _number(line.get(DATASET_ROW, line.get("row")))
             if row is None or not 0 <= row < self._size or row != int(row):
-                raise ValueError(f"has row {row}, but the data set has the rows 0 to {self._size - 1}. Check --split.")
+                has = f"the rows 0 to {self._size - 1}" if self._size > 1 else "row 0 alone"
+                raise ValueError(
+                    f"has row {row if row is None else f'{row:.12g}'}, but the split has {has}. Give the --split that was trained on."
+                )
             if line.get("prompt") is not None:
                 shown, own = (
                     _bare(prompt_text(prompt)) for prompt in (line["prompt"], self._dataset[int(row)]["prompt"])

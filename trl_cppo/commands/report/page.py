@@ -18,14 +18,13 @@ from PIL import Image
 from ..evaluate.results.summary import RIGHT
 from ..rollouts import NamedViews, Rollout, TokenScores
 from .rows import Row, Settings, choose_opening, shown_part
-from .summary import LEVELS, Summary, WordCount, level, overlap, summarize
+from .summary import LEVELS, NOTICEABLE, Summary, WordCount, level, overlap, summarize
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_SIDE = 448  # pixels of a thumbnail
 _SMALL = 160  # pixels: up to here images are kept exactly, and shown enlarged
 _DIGITS = 3  # significant, of the numbers in the page
 _SHOWN_WORDS = 12
-_SIGN_FROM = 0.1  # nats: mean ΔH of a sign from which the page speaks of a shortcut; docs/report.md has what was seen
 _MEANS = {
     "logp": "Mean log p, image",
     "entropy": "Mean H, image",
@@ -70,7 +69,7 @@ def render(rows: list[Row], settings: Settings) -> str:
         verdicts=[sum(row.is_right is verdict for row in rows) for verdict in (True, False)],
         right_from=RIGHT,
         leading_sign=_leading_sign,
-        sign_from=_SIGN_FROM,
+        noticeable_from=NOTICEABLE,
         levels=_level_labels(),
         bars=_bars,
         longest=max([found.tokens for summary in summaries for found in summary.bins] + [1]),
@@ -175,7 +174,7 @@ def _opening_context(rows: list[Row]) -> dict[str, Any] | None:
         "tokens": [_opening_token(rollout, place) for place in shown],
         "is_cut": (shown.start > 0, shown.stop < len(rollout.tokens)),
         "length": len(rollout.tokens),
-        "rising": opening.rising,
+        "noticeable": opening.noticeable,
         "selected": opening.selected,
         "strongest": None if opening.strongest is None else _numbers_of(rollout, opening.strongest),
     }
@@ -197,6 +196,7 @@ def _numbers_of(rollout: Rollout, place: int) -> dict[str, Any]:
         "text": rollout.tokens[place].text,
         "entropy": scores.entropies[place],
         "removed_entropy": scores.removed_entropies[place],
+        "shift": scores.shifts[place],
         "preserved": scores.divergences_preserved[place],
         "removed": scores.divergences_removed[place],
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..evaluate.results.summary import RIGHT
 from ..rollouts import Rollout, TokenScores
+from .summary import NOTICEABLE
 
 SHOWN_TOKENS = 60  # of the row that opens the page
 
@@ -51,7 +52,7 @@ class Opening:
     place: int  # among the rows of the report
     reason: str  # "the first row that ..."
     strongest: int | None  # of its tokens, the perception token of the largest entropy shift
-    rising: int  # tokens with ΔH > 0
+    noticeable: int  # tokens with ΔH > `NOTICEABLE`
     selected: int  # perception tokens
 
 
@@ -69,7 +70,7 @@ def choose_opening(rows: list[Row]) -> Opening | None:
     scores = rows[place].rollouts[0].scores
     return Opening(
         place, f"the first row that {' and '.join(merits) or 'has an image'}", _strongest(scores),
-        sum(shift > 0 for shift in scores.shifts), sum(scores.selected),
+        sum(shift > NOTICEABLE for shift in scores.shifts), sum(scores.selected),
     )  # fmt: skip
 
 

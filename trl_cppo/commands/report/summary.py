@@ -9,6 +9,7 @@ from ..rollouts import Rollout
 
 # Bounds of the levels of ΔH in nats. Fixed, so that two pages can be compared.
 LEVELS = (0.01, 0.03, 0.1, 0.3, 1.0)
+NOTICEABLE = 0.1  # nats: a ΔH up to here is taken for next to nothing; docs/report.md has what was seen
 _BOUNDS = (*(-bound for bound in reversed(LEVELS)), 0.0, *LEVELS)
 
 
@@ -39,11 +40,17 @@ class Summary:
     rows_with_views: int
     tokens: int
     rising: int  # tokens with ΔH > 0
+    noticeable: int  # tokens with ΔH > `NOTICEABLE`
     selected: int
     closer: int  # selected tokens with d⁺ < d⁻
     means: dict[str, float | None]
     bins: list[Bin]
     words: list[WordCount]
+
+    @property
+    def is_closer(self) -> bool:
+        """Whether d⁺ is below d⁻ over all perception tokens: in the mean, and at most of them."""
+        return 2 * self.closer > self.selected and self.means["preserved"] < self.means["removed"]
 
 
 def level(shift: float) -> int:
@@ -77,6 +84,7 @@ def summarize(rollouts: list[Rollout]) -> Summary:
         rows_with_views=len(viewed),
         tokens=len(shifts),
         rising=sum(shift > 0 for shift in shifts),
+        noticeable=sum(shift > NOTICEABLE for shift in shifts),
         selected=sum(chosen),
         closer=closer,
         means=means,

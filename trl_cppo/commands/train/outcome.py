@@ -109,7 +109,7 @@ def _result(trainer: CPPOTrainer) -> str:
     if set(equal) == {1.0}:
         told += (
             ". In no step did the rewards of a prompt's rollouts differ, so that nothing was learned: see what the model says "
-            "(--log_completions), and whether the prompt asks for what the reward wants"
+            "(the report below, or the same command with --dry_run), and whether the prompt asks for what the reward wants"
         )
     return told
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture of a training run. Needs matplotlib (`pip install "trl-cppo[digits]"`)."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,11 @@ def plot_training(history: dict[str, Series], path: str | Path, shown: Shown) ->
         raise ValueError("No metric was logged, so there is nothing to plot. Lower logging_steps or train longer.")
     rows = panel_rows(history, with_answers=bool(shown.answers and shown.examples))
     width, height = _SIZE
-    figure = Figure(figsize=(width * max(map(len, rows)), height * len(rows) + 0.3), layout="constrained")
-    figure.suptitle(shown.title)
-    figure.supxlabel(
-        f"Measured on {shown.machine}. Another machine or version rounds, and so samples, otherwise.", fontsize=8
-    )
+    size = width * max(map(len, rows)), height * len(rows) + 0.3
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(textwrap.fill(shown.title, int(9 * size[0])))
+    measured = f"Measured on {shown.machine}. Another machine or version rounds, and so samples, otherwise."
+    figure.supxlabel(textwrap.fill(measured, int(14 * size[0])), fontsize=8)
     grid = figure.add_gridspec(len(rows), 6)
     for place, panels in enumerate(rows):
         span = 6 // len(panels)
