@@ -112,7 +112,7 @@ def test_a_folder_whose_questions_have_changed_is_not_taken_for_prepared(tmp_pat
     run(*call)
     assert "nothing to do" in capsys.readouterr().out
     jsonl(path, OWN_ROWS[:2])
-    with pytest.raises(SystemExit, match="or its files have changed since"):
+    with pytest.raises(SystemExit, match="made otherwise: the data's files have changed. Choose"):
         run(*call)
 
 

@@ -310,8 +310,10 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, mo
     run(*command, "--overwrite", "--prompt_suffix", "x")
     run(*command, "--prompt_suffix", "x")
     assert "nothing to do (" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="made otherwise: prompt_suffix: x -> y; skip_broken: False -> True. Choose"):
+        run(*command, "--prompt_suffix", "y", "--skip_broken")
     (out / ".prepared.json").write_bytes(b"\xff")  # not ours
-    with pytest.raises(SystemExit, match="--overwrite"):
+    with pytest.raises(SystemExit, match="It was not made by prepare. Choose .* --overwrite"):
         run(*command, "--prompt_suffix", "x")
 
 
