@@ -5,6 +5,7 @@
 from .changes import changes
 from .ending import is_ours, leave, stop
 from .flags import ShortErrors
+from .missing import nothing_here
 from .running import run_command
 
-__all__ = ["ShortErrors", "changes", "is_ours", "leave", "run_command", "stop"]
+__all__ = ["ShortErrors", "changes", "is_ours", "leave", "nothing_here", "run_command", "stop"]
