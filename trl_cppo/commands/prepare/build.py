@@ -15,13 +15,12 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from tqdm import tqdm
 
 from ...method.image_size import check_limits
-from ...run.rows.layouts import LEFT_OUT
+from ...run.rows.layouts import LEFT_OUT, RECORD
 from .rows import PROMPT_SUFFIX, RowSettings, build_row
 from .sources import find_source
 from .splitting import check_share, held_out
 from .summary import Outcomes, hint, left_out, too_long
 
-RECORD = ".prepared.json"  # in the folder that is made; `load_dataset` passes over hidden files
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 
 
