@@ -24,6 +24,7 @@ from trl.trainer.utils import get_callable_name, get_config_model_id
 
 from .config import CPPOConfig
 from .method.gate import above_group_mean
+from .method.image_size import FEW_PIXELS
 from .method.metrics import WindowSums, cpl_metrics
 from .method.objective import Objective
 from .method.request import ScoringRequest, ViewPair
@@ -210,6 +211,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
                 environment_factory=environment_factory,
             )
         self._make_parts(information_preserving, information_removing)
+        if args.max_pixels is not None and args.max_pixels < FEW_PIXELS:
+            logger.warning(
+                f"max_pixels={args.max_pixels}: images of at most {args.max_pixels} pixels, width times height, hold next to "
+                "nothing, and the model can hardly see what it is asked about. Set it higher, such as 200704 (448 x 448)."
+            )
         if args.suppress_vision_tokens:
             self.suppress_tokens(placeholder_ids(self.model))
         if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
