@@ -24,6 +24,7 @@ from trl.trainer.utils import get_callable_name, get_config_model_id
 
 from .config import CPPOConfig
 from .method.gate import above_group_mean
+from .method.image_size import FEW_PIXELS
 from .method.metrics import WindowSums, cpl_metrics
 from .method.objective import Objective
 from .method.request import ScoringRequest, ViewPair
@@ -136,6 +137,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             Set it to an image and a question of yours, which may be published, for the model card's quick start.
         card_dataset (`str`, *optional*):
             Set it to the Hub id of the training data, if the data set does not know it, for the model card.
+        card_local_data (`str`, *optional*):
+            Set it to the name of the data's folder, where the data have no Hub id, for the model card.
         card_held_out (`list` of [`~trl_cppo.run.card.CardExample`]):
             Set it to what the log's `held_out_answers` answer, which may be published, for the model card.
         card_base (`str`, *optional*):
@@ -210,6 +213,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
                 environment_factory=environment_factory,
             )
         self._make_parts(information_preserving, information_removing)
+        if args.max_pixels is not None and args.max_pixels < FEW_PIXELS:
+            logger.warning(
+                f"max_pixels={args.max_pixels}: images of at most {args.max_pixels} pixels, width times height, hold next to "
+                "nothing, and the model can hardly see what it is asked about. Set it higher, such as 200704 (448 x 448)."
+            )
         if args.suppress_vision_tokens:
             self.suppress_tokens(placeholder_ids(self.model))
         if self.num_generations_eval == 1 and args.gate_by_advantage and args.cpl_coef != 0:
@@ -250,6 +258,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.table = CompletionsTable(self._tokenizer, *place) if self.log_completions and args.cpl_coef != 0 else None
         self.card_example: CardExample | None = None
         self.card_dataset: str | None = None
+        self.card_local_data: str | None = None
         self.card_base: str | None = None
         self.card_held_out: list[CardExample] = []
         self.weights_clock = WeightsClock()
@@ -588,6 +597,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             paper=self._paper,
             base=find_base_model(self.model.config, self.card_base),
             dataset=self.card_dataset or hub_dataset(self.train_dataset),
+            local_data=self.card_local_data,
+            num_rows=len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else None,
             is_adapter=is_peft_model(self.model),
             rounded_by_default=rounded_by_default(self.model),
             hub_model_id=self.hub_model_id,

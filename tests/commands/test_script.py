@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_cppo import digits
+from trl_cppo.run.card.markdown import escape
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cppo.py"
 MODULE = ("trl_cppo", "train")  # what works without a checkout
@@ -110,6 +111,8 @@ def test_own_model_and_data_with_a_config_file_adapters_and_resume(random_model,
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert report["steps"] == 2 and report["settings"]["cpl_coef"] == 0.5  # the flag wins over the file
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| Data | {escape(own_dataset.name)} (a local folder), 4 rows |" in card and str(own_dataset) not in card
     assert "eval_reward" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
     assert "Warning" not in result.stderr  # of libraries, of each other
     lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]

@@ -21,7 +21,8 @@ from trl.rewards import accuracy_reward
 
 from ..rewards import boxed_accuracy_reward, think_boxed_format_reward
 from ..run.rows.checks import check_dataset, check_solutions
-from ..run.rows.layouts import LEFT_OUT, PREPARE, about_conversations, prepare_command
+from ..run.rows.layouts import LEFT_OUT, PREPARE, RECORD, about_conversations, prepare_command
+from .line import nothing_here
 from .prepare.sources import columns_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         streaming (`bool`, *optional*, defaults to `False`): read it as a stream.
 
     Raises:
-        `ValueError`: if it cannot be loaded.
+        `ValueError`: if it cannot be loaded, or is a folder of several prepared ones.
     """
     if name == DIGITS:
         return {split: _digits(split) for split in _DIGITS_SPLITS}
@@ -71,6 +72,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
             f"{name} is a file, and training takes prompts, images and solutions; its columns are {columns}. Prepare it: "
             f"{prepare_command(name, columns)}, and name that folder.{about_conversations(columns)}"
         )
+    _check_one(name)
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             dataset = load_from_disk(name)
@@ -81,6 +83,22 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
             f"{name} cannot be loaded ({error.__cause__ or error}). Check that it is a data set and has rows; one with images "
             f"in an archive must be prepared: {PREPARE}."
         ) from error
+    except OSError as error:
+        if Path(name).exists():
+            raise
+        raise ValueError(f"{nothing_here(name)}, and it cannot be had from the Hub: {error}") from error
+
+
+def _check_one(name: str) -> None:
+    """Of a folder that holds several prepared ones `load_dataset` would make one data set."""
+    folder = Path(name)
+    if folder.is_dir() and not (folder / RECORD).exists():
+        found = [record.parent for record in sorted(folder.rglob(RECORD))]
+        prepared = [str(inner) for inner in found if "/." not in f"/{inner.relative_to(folder).as_posix()}"]
+        if prepared:
+            raise ValueError(
+                f"{name} is no prepared folder, but there are some in it: name one, {' or '.join(prepared)}."
+            )
 
 
 def _digits(split: str) -> Dataset:

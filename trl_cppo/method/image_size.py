@@ -9,6 +9,8 @@ from PIL import Image
 
 from .views import to_rgb as composed_over_white
 
+FEW_PIXELS = 4 * 28 * 28  # four tokens of a Qwen2.5-VL; of less there is next to nothing to see
+
 
 def check_limits(max_pixels: int | None, min_pixels: int | None) -> None:
     """

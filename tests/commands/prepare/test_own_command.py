@@ -112,7 +112,7 @@ def test_a_folder_whose_questions_have_changed_is_not_taken_for_prepared(tmp_pat
     run(*call)
     assert "nothing to do" in capsys.readouterr().out
     jsonl(path, OWN_ROWS[:2])
-    with pytest.raises(SystemExit, match="or its files have changed since"):
+    with pytest.raises(SystemExit, match="made otherwise: the data's files have changed. Choose"):
         run(*call)
 
 
@@ -192,3 +192,9 @@ def test_training_on_own_data_says_the_command_and_the_command_works(tmp_path, m
     run(*filled(command, names))
     assert len(load_split("data/prepared", "train", ("prompt", "solution"))) == 3
     assert set(load_splits("data/prepared")) == {"train"}
+    with pytest.raises(ValueError, match="^data is no prepared folder, but .*: name one, data/prepared.$"):
+        load_splits("data")
+    with pytest.raises(
+        ValueError, match=r"^there is no .* data/perpared here \(did you mean data/prepared\?\), and .* Hub: "
+    ):
+        load_splits("data/perpared")

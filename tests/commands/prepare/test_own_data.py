@@ -260,7 +260,7 @@ def test_faults_of_a_table(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match="is none of the files that can be read: .parquet, .jsonl, "):
         prepare(str(tmp_path / "mine.txt"))
-    with pytest.raises(FileNotFoundError, match="there is no file nowhere.jsonl"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder nowhere.jsonl here"):
         prepare("nowhere.jsonl")
 
 

@@ -199,10 +199,10 @@ def test_wrong_names_and_columns_say_what_there_is(tmp_path):
     source = geometry3k(tmp_path / "source", [("<image>?", "1")], ["train", "test"])
     with pytest.raises(ValueError, match=r"has no split 'dev', only \['test', 'train'\]"):
         prepare(str(source), ["dev"])
-    with pytest.raises(FileNotFoundError, match="there is no folder ./nowhere"):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder ./nowhere here"):
         prepare("./nowhere")
     with pytest.raises(
-        FileNotFoundError, match="nobody/nothing is no local file or folder and cannot be had from the Hub"
+        FileNotFoundError, match="there is no file or folder nobody/nothing here, and it cannot be had from the Hub"
     ):
         prepare("nobody/nothing")
     (tmp_path / "empty").mkdir()
@@ -310,8 +310,10 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, mo
     run(*command, "--overwrite", "--prompt_suffix", "x")
     run(*command, "--prompt_suffix", "x")
     assert "nothing to do (" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="made otherwise: prompt_suffix: x -> y; skip_broken: False -> True. Choose"):
+        run(*command, "--prompt_suffix", "y", "--skip_broken")
     (out / ".prepared.json").write_bytes(b"\xff")  # not ours
-    with pytest.raises(SystemExit, match="--overwrite"):
+    with pytest.raises(SystemExit, match="It was not made by prepare. Choose .* --overwrite"):
         run(*command, "--prompt_suffix", "x")
 
 

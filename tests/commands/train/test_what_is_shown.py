@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_config, make_rows
+from datasets import DatasetDict
 from tiny_models import build
 from transformers import TrainerControl, TrainerState
 
 from trl_cppo.commands.line.quiet import leave_out_noise
+from trl_cppo.commands.prepare.build import write
 from trl_cppo.commands.report.command import make_parser
 from trl_cppo.commands.train import sampling
 from trl_cppo.commands.train.outcome import closing_lines
@@ -223,6 +225,13 @@ def test_the_end_without_held_out_questions(tmp_path):
     assert (report.dataset, report.reward_funcs) == (own["dataset_name"], own["reward_funcs"])
     _, report = ending(tmp_path, log, {**own, "reward_funcs": None}, eval_strategy="steps", eval_steps=1)
     assert (report.split, report.reward_funcs) == ("validation", ["boxed_accuracy_reward"])
+    prepared = DatasetDict({split: make_rows([1]) for split in ("train", "validation")})
+    write(prepared, tmp_path / "prepared", options={})
+    shown = [
+        {**own, "dataset_name": str(tmp_path / "prepared"), "dataset_test_split": split}
+        for split in ("validation", "test")
+    ]
+    assert [ending(tmp_path, log, script_args)[1].split for script_args in shown] == ["validation", "train"]
     assert "Reward 0.125 -> 0.250: the first and the last value" in ending(tmp_path, log[:2], own)[0]
     assert "Reward 0.125, logged once" in ending(tmp_path, log[:1], own)[0]
     assert "No reward was logged" in ending(tmp_path, [], own)[0]

@@ -42,6 +42,8 @@ def facts(tmp_path):
         paper={"title": "A Paper", "id": "1234.56789", "citation": "@article{a_paper}"},
         base=BaseModel("org/base", "[org/base](https://huggingface.co/org/base)", {"license": "mit"}),
         dataset="org/questions",
+        local_data=None,
+        num_rows=1234,
         is_adapter=True,
         rounded_by_default=True,
         hub_model_id="someone/adapters",
@@ -65,7 +67,7 @@ def test_a_card_is_made_from_facts_alone(facts, tmp_path):
     for line in [
         "# out", "Adapters for [org/base]", "[A Paper](https://huggingface.co/papers/1234.56789)", "@article{a_paper}",
         BADGE, "| λ (`cpl_coef`) | 0.02 |", "| Information-preserving views | noise, colors |",
-        "| Information-removing views | crop |", "| Steps | 12 of 12 |", "| Rollouts a step | 24 (4 for each prompt) |",
+        "| Information-removing views | crop |", "| Steps | 12 of 12 |", "| Data | org/questions, 1,234 rows |", "| Rollouts a step | 24 (4 for each prompt) |",
         "| Rewards | 0.9 · is\\_right, 0.1 · is\\_short |", "A GPU, 2 processes, MULTI_GPU, mixed precision `bf16`",
         "| `reward` | 0.9375 | 10 | 3 to 12 |", "| `cpl/loss` | 2 | 1 | 7 |", "| `eval_reward` | 0.375 | 1 | 12 |",
         "| digits (test) | accuracy, greedy | 0.75 | 0.7102–0.786 |", "questions 500", "before training 0.5", "- peft ",
@@ -87,7 +89,7 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
     folder.mkdir(parents=True)
     facts.args.cpl_coef = 0.0
     other = replace(
-        facts, base=BaseModel(), dataset=None, is_adapter=False, rounded_by_default=False, hub_model_id=None,
+        facts, base=BaseModel(), dataset=None, local_data="my_photos", num_rows=None, is_adapter=False, rounded_by_default=False, hub_model_id=None,
         example=None, held_out=[], hardware=Hardware("CPU (2 threads)", 1, "NO", "no"), uses_deepspeed=True,
     )  # fmt: skip
     write_card(other, folder, "A name")
@@ -95,7 +97,7 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
     assert card.data.base_model is None and card.data.datasets is None and card.data.license is None
     assert (card.data.library_name, card.data.tags) == ("transformers", ["grpo", "trl"])
     for line in [
-        "# A name", "This model was trained with trl-cppo", "Trained with GRPO", "| Rollouts a step | 12 (4 for",
+        "# A name", "| Data | my\\_photos (a local folder) |", "This model was trained with trl-cppo", "Trained with GRPO", "| Rollouts a step | 12 (4 for",
         "CPU (2 threads), 1 process, mixed precision `no`", "model_id = 'out/checkpoint-7'", "ImageDraw", "- deepspeed ",
     ]:  # fmt: skip
         assert line in card.text, line

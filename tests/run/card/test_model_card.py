@@ -133,7 +133,7 @@ def test_what_is_not_known_is_not_said(tmp_path):
     card = write(make_trainer(tmp_path / "out"), dataset_name=str(tmp_path))
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "None" not in text and "## Results" not in text and "training.png" not in text
+    assert "None" not in text and "| Data |" not in text and "## Results" not in text and "training.png" not in text
     assert str(tmp_path) not in text and "/tmp" not in text
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from agent_model import CALL, make_agent, score, scripted
-from conftest import hash_reward, logged, make_rows, make_trainer, picture
+from conftest import hash_reward, logged, make_rows, make_trainer, picture, told
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from tiny_models import FAMILIES, build
@@ -304,10 +304,14 @@ def test_what_cannot_be_read_is_named_by_row_and_column(row, message):
         RowImages(LIMIT).rows([row])
 
 
-def test_a_path_that_leads_nowhere_stops_the_run_as_without_a_limit(tmp_path):
+def test_a_path_that_leads_nowhere_stops_the_run_as_without_a_limit(tmp_path, caplog):
     dataset = make_rows([1] * 4).remove_columns("images").add_column("image", ["/nowhere/x.png"] * 4)
     for settings in ({}, {"max_pixels": LIMIT}):
         with pytest.raises(
             ValueError, match=r"Row \d of the training data set, column 'image', image 0 \('/nowhere/x.png'\)"
         ):
             make_trainer(tmp_path, dataset, **settings).train()
+    for limit in (LIMIT, LIMIT - 1):
+        with told(caplog):
+            make_trainer(tmp_path, dataset, max_pixels=limit)
+        assert ("of at most 3135 pixels" in caplog.text) == (limit < LIMIT)

@@ -15,13 +15,12 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from tqdm import tqdm
 
 from ...method.image_size import check_limits
-from ...run.rows.layouts import LEFT_OUT
+from ...run.rows.layouts import LEFT_OUT, RECORD
 from .rows import PROMPT_SUFFIX, RowSettings, build_row
 from .sources import find_source
 from .splitting import check_share, held_out
 from .summary import Outcomes, hint, left_out, too_long
 
-_RECORD = ".prepared.json"  # in the folder that is made; `load_dataset` passes over hidden files
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 
 
@@ -151,8 +150,17 @@ def _stamp(paths: Iterable[Path]) -> str:
 
 def is_made_with(folder: str | Path, options: dict[str, Any]) -> bool:
     """Whether [`write`] made the folder and was given these options."""
-    record = Path(folder).expanduser() / _RECORD
+    record = Path(folder).expanduser() / RECORD
     return record.is_file() and record.read_bytes() == _record(options)
+
+
+def options_made_with(folder: str | Path) -> dict[str, Any] | None:
+    """The options that [`write`] was given for the folder; `None` where it did not make it."""
+    try:
+        options = json.loads((Path(folder).expanduser() / RECORD).read_bytes())
+    except (OSError, ValueError):  # none, or not ours
+        return None
+    return options if isinstance(options, dict) else None
 
 
 def _record(options: dict[str, Any]) -> bytes:
@@ -199,7 +207,7 @@ def write(
                 shard = rows.shard(shards, i, contiguous=True)
                 shard.to_parquet(new / f"{split}-{i:05d}-of-{shards:05d}.parquet", batch_size=100)
         if options is not None:
-            (new.parent / _RECORD).write_bytes(_record(options))
+            (new.parent / RECORD).write_bytes(_record(options))
         if counts is not None:
             (new.parent / LEFT_OUT).write_text(json.dumps({split: left_out(found) for split, found in counts.items()}))
         if folder.exists():

@@ -3,13 +3,14 @@
 """Bring a data set into what the trainers read: `trl-cppo prepare`."""
 
 from pathlib import Path
+from typing import Any
 
 from datasets.exceptions import DatasetGenerationError
 
-from ..line import stop
+from ..line import changes, stop
 from ..loading import check_folder
 from .arguments import content_of, make_parser, options_of
-from .build import is_made_with, prepare, write
+from .build import is_made_with, options_made_with, prepare, write
 from .summary import describe
 
 
@@ -30,10 +31,7 @@ def main(arguments: list[str], program: str = "trl-cppo prepare") -> None:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
         check_folder("--model", args.model)
         if Path(args.output).expanduser().exists() and not args.overwrite:  # known before the work, not after it
-            raise FileExistsError(
-                f"{args.output} exists, and was not made by this very command, or its files have changed since. Choose another "
-                "--output, or --overwrite."
-            )
+            raise FileExistsError(_exists(args.output, record))
         source = Path(options["name"])
         if source.is_dir() and Path(args.output).resolve().is_relative_to(source.resolve()):
             raise ValueError(
@@ -47,3 +45,13 @@ def main(arguments: list[str], program: str = "trl-cppo prepare") -> None:
     if args.model is None:
         print("No prompt was too long, for none was measured: give --model and --max_prompt_length.")
     print(f"Written to {args.output}. Train on it: --dataset_name {args.output}")
+
+
+def _exists(output: str, record: dict[str, Any]) -> str:
+    made_with = options_made_with(output)
+    differs = (
+        "It was not made by prepare" if made_with is None else f"It was made otherwise: {changes(made_with, record)}"
+    )
+    return (
+        f"{output} exists, and was not made by this very command. {differs}. Choose another --output, or --overwrite."
+    )

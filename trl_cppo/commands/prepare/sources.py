@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ...run.rows.layouts import ANSWERS, IMAGES, QUESTIONS, Layout, about_conversations, find_layout
+from ..line import nothing_here
 from .text_files import as_dataset, columns_in, read_rows
 
 TEXT_FILES = (".jsonl", ".csv", ".tsv", ".json")  # where a folder has several kinds, the first
@@ -120,14 +121,12 @@ def find_source(name: str) -> Source:
         files = _files_of(path)
         return Source(name, path, files) if files else _nothing(name, path)
     if name.startswith((".", "/", "~")) or path.suffix in (".parquet", *TEXT_FILES):
-        raise FileNotFoundError(f"there is no {'file' if path.suffix else 'folder'} {name}.")
+        raise FileNotFoundError(f"{nothing_here(name)}.")
     try:
         patterns = ["*.parquet", "images.zip"]  # not the pictures one by one, where a repository has them too
         root = Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(
-            f"{name} is no local file or folder and cannot be had from the Hub: {error}"
-        ) from error
+        raise FileNotFoundError(f"{nothing_here(name)}, and it cannot be had from the Hub: {error}") from error
     files = _by_split(root, root.rglob("*.parquet"))
     if not files:
         raise FileNotFoundError(

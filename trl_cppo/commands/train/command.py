@@ -51,6 +51,8 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
+    elif script_args.dataset_name and Path(script_args.dataset_name).is_dir():
+        trainer.card_local_data = Path(script_args.dataset_name).resolve().name
     lines = show_lines(trainer, of_steps=not script_args.dry_run)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)

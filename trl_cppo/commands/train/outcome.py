@@ -15,6 +15,7 @@ from ...config import CPPOConfig
 from ...run.card import Hardware
 from ...run.card.held_out import wilson_interval
 from ...run.card.plotting import metric_history
+from ...run.rows.layouts import RECORD
 from ...trainer import CPPOTrainer
 from ..loading import DIGITS
 from .arguments import CPPOScriptArguments
@@ -114,12 +115,19 @@ def _result(trainer: CPPOTrainer) -> str:
     return told
 
 
+def _is_held_back(args: CPPOConfig, script_args: CPPOScriptArguments) -> bool:
+    """Whether there is a test split, as far as is known: it was evaluated on, or stands in a folder of `prepare`."""
+    folder = Path(script_args.dataset_name)
+    prepared = (folder / RECORD).is_file() and any(folder.glob(f"data/{script_args.dataset_test_split}-*.parquet"))
+    return args.eval_strategy != "no" or prepared
+
+
 def report_command(args: CPPOConfig, script_args: CPPOScriptArguments) -> str:
     """`trl-cppo report` for what was trained, with the settings of the training that are not the report's defaults."""
     words = ["trl-cppo", "report", "--model", args.output_dir, "--dataset", script_args.dataset_name or DIGITS]
     if script_args.dataset_name is not None:
-        held_back = args.eval_strategy != "no"  # else nobody knows whether there is such a split
-        words += ["--split", script_args.dataset_test_split if held_back else script_args.dataset_train_split]
+        test, train = script_args.dataset_test_split, script_args.dataset_train_split
+        words += ["--split", test if _is_held_back(args, script_args) else train]
         words += ["--dataset_config", script_args.dataset_config] if script_args.dataset_config else []
         words += ["--reward_funcs", *(script_args.reward_funcs or ["boxed_accuracy_reward"])]
     usual = CPPOConfig.__dataclass_fields__

@@ -78,6 +78,8 @@ class CardFacts:
         paper (`dict[str, str]`): `title`, `id` on arXiv and `citation` (BibTeX) of the method with the CPL.
         base ([`~trl_cppo.run.card.sources.BaseModel`]): where training began.
         dataset (`str`, *optional*): Hub id of the training data.
+        local_data (`str`, *optional*): the name of its folder, where it has no such id.
+        num_rows (`int`, *optional*): of the training data; of a stream they are not known.
         is_adapter (`bool`): whether a PEFT adapter was trained, and not a whole model.
         rounded_by_default (`bool`): whether `from_pretrained` may round some of the saved weights.
         hub_model_id (`str`, *optional*): the repository, once it exists; before that `args.hub_model_id` may name it.
@@ -98,6 +100,8 @@ class CardFacts:
     paper: dict[str, str]
     base: BaseModel
     dataset: str | None
+    local_data: str | None
+    num_rows: int | None
     is_adapter: bool
     rounded_by_default: bool
     hub_model_id: str | None

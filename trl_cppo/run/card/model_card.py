@@ -171,6 +171,7 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
     args, state = facts.args, facts.state
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * facts.hardware.num_processes
     settings = [
+        *_data(facts),
         ("Steps", f"{state.global_step} of {max(state.max_steps, args.max_steps)}"),
         ("Epochs", number(state.epoch or 0)),
         ("Rollouts a step", f"{rows} ({args.num_generations} for each prompt)"),
@@ -190,6 +191,14 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
     if times:  # of a resumed run only the last part
         settings.append(("Time of the last call of `train`", f"{times[-1]:,.0f} s"))
     return settings if args.cpl_coef == 0 else [*_cpl_settings(facts), *settings]
+
+
+def _data(facts: CardFacts) -> list[tuple[str, str]]:
+    name = facts.dataset or facts.local_data
+    if not name:
+        return []
+    rows = "" if facts.num_rows is None else f", {facts.num_rows:,} rows"
+    return [("Data", f"{escape(name)}{'' if facts.dataset else ' (a local folder)'}{rows}")]
 
 
 def _tower_rate(args: CPPOConfig) -> str:

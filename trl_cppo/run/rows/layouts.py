@@ -17,6 +17,7 @@ EXTRAS = (  # kept as they are
 LEFT_OUT = (
     ".left_out.json"  # in a prepared folder: why rows of each split were left out; `datasets` passes over hidden files
 )
+RECORD = ".prepared.json"  # there likewise: the options that it was made with
 CONVERSATIONS = ("messages", "conversations")  # of data for supervised training
 PREPARE = "trl-cppo prepare"  # how errors say to prepare a data set
 

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ....run.rows.checks import images_of
+from ...line import changes
 from ..errors import EvaluationError
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of an element
@@ -48,14 +49,9 @@ def check_same_settings(path: str, stored: dict[str, Any], settings: dict[str, A
     Raises:
         `EvaluationError`: naming the file, the settings that differ and the way out.
     """
-    names = [name for name in {**settings, **stored} if settings.get(name) != stored.get(name)]
-    if names:
-        changes = "; ".join(f"{name}: {_shown(stored.get(name))} -> {_shown(settings.get(name))}" for name in names)
+    changed = changes(stored, settings)
+    if changed:
         raise EvaluationError(
-            f"{path} holds results of other settings. {changes}. Keep them and give another --output, or drop them with "
+            f"{path} holds results of other settings. {changed}. Keep them and give another --output, or drop them with "
             "--overwrite."
         )
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
