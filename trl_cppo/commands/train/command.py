@@ -4,6 +4,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import yaml
 from transformers.utils.logging import disable_progress_bar
@@ -11,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from ...run.card.markdown import is_hub_id
 from ...trainer import CPPOTrainer
 from ..line import is_ours, leave, stop
-from .arguments import is_embedded, parse
+from .arguments import CPPOScriptArguments, is_embedded, parse
 from .dry_run import DryRunTrainer
 from .folders import OTHER_PARAMETERS, check_output_folder, checkpoint_to_go_on_from, end_interrupted
 from .job import digits_job, job_from_arguments, make_trainer
@@ -27,32 +28,46 @@ def show_messages() -> None:
         ours.addHandler(logging.StreamHandler())
 
 
-def main(arguments: list[str], program: str = "trl-cppo train") -> None:
-    """Train as the command line's arguments say."""
-    show_messages()
-    try:
-        script_args, training_args, model_args = parse(arguments, program)
-        checkpoint = checkpoint_to_go_on_from(training_args.resume_from_checkpoint)
-        if 0 < training_args.max_steps < training_args.logging_steps:
-            training_args.logging_steps = 1  # a short run is tried to see something
-        if is_embedded(script_args, model_args):
-            disable_progress_bar()  # of loading a model that is read in no time
-            job = digits_job(script_args, training_args)
-        else:
-            job = job_from_arguments(script_args, training_args, model_args)
-        trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
-        disable_progress_bar()  # one for each checkpoint's weights would stand between the lines
-        check_output_folder(trainer, goes_on=checkpoint is not None)
-        trainer.check_data()
-    except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
-        if "assign use_cpu" in str(error):  # of transformers: bf16 is the default
-            error.add_note("On the command line: --use_cpu.")
-        stop(program, error)
+def set_up(arguments: list[str], program: str) -> tuple[CPPOTrainer, CPPOScriptArguments, str | bool | None]:
+    """The trainer that the command line's arguments describe, what is not its own of them, and the checkpoint to go on from."""
+    script_args, training_args, model_args = parse(arguments, program)
+    checkpoint = checkpoint_to_go_on_from(training_args.resume_from_checkpoint)
+    if 0 < training_args.max_steps < training_args.logging_steps:
+        training_args.logging_steps = 1  # a short run is tried to see something
+    if is_embedded(script_args, model_args):
+        disable_progress_bar()  # of loading a model that is read in no time
+        job = digits_job(script_args, training_args)
+    else:
+        job = job_from_arguments(script_args, training_args, model_args)
+    trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
+    disable_progress_bar()  # one for each checkpoint's weights would stand between the lines
+    check_output_folder(trainer, goes_on=checkpoint is not None)
+    trainer.check_data()
     trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
     elif script_args.dataset_name and Path(script_args.dataset_name).is_dir():
         trainer.card_local_data = Path(script_args.dataset_name).resolve().name
+    return trainer, script_args, checkpoint
+
+
+def save(trainer: CPPOTrainer) -> None:
+    trainer.save_model(trainer.args.output_dir)
+    if trainer.accelerator.is_main_process:
+        write_metrics(trainer)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def main(arguments: list[str], program: str = "trl-cppo train") -> None:
+    """Train as the command line's arguments say."""
+    show_messages()
+    try:
+        trainer, script_args, checkpoint = set_up(arguments, program)
+    except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
+        if "assign use_cpu" in str(error):  # of transformers: bf16 is the default
+            error.add_note("On the command line: --use_cpu.")
+        stop(program, error)
     lines = show_lines(trainer, of_steps=not script_args.dry_run)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -66,13 +81,8 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
         end_interrupted(trainer, program)
     finally:
         lines.close()
-
     if not script_args.dry_run:
-        trainer.save_model(training_args.output_dir)
-        if trainer.accelerator.is_main_process:
-            write_metrics(trainer)
-        if training_args.push_to_hub:
-            trainer.push_to_hub()
+        save(trainer)
     trainer.accelerator.wait_for_everyone()
     if not script_args.dry_run:
         trainer.accelerator.print("\n".join(closing_lines(trainer, script_args)))
