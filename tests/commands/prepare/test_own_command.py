@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from dataset_folders import OWN_ROWS, jsonl, photos
+from PIL import Image
 
 from trl_cppo import digits
 from trl_cppo.commands.loading import load_split, load_splits
@@ -128,17 +129,31 @@ def test_of_conversations_no_command_is_said_that_would_not_work(tmp_path):
         load_split(str(path), "train")
 
 
-def test_the_command_without_a_row_left_says_why_and_how_to_go_on(tmp_path):
+def test_the_command_without_a_row_left_says_why_and_a_limit_that_works(tmp_path, capsys):
     photos(tmp_path / "photos")
+    for place, size in enumerate([(400, 300), (500, 130), (224, 224)]):
+        Image.new("RGB", size).save(tmp_path / "photos" / f"{place}.png")
     digits.build_processor().save_pretrained(tmp_path / "model")
     path, out = jsonl(tmp_path / "mine.jsonl"), tmp_path / "out"
-    told = r"error: no row of .* is left: 3 left out \(prompt of more than 20 tokens; rows 0, 1, 2\)\. The long prompts have \d+ to \d+ tokens: scale their images down, --max_pixels"
-    call = [path, *FLAGS, "--output", out, "--model", tmp_path / "model", "--max_prompt_length", 20]
-    with pytest.raises(SystemExit, match=told + " 200704 "):
-        run(*call)
-    with pytest.raises(SystemExit, match=told + r" 800 \(28 x 28, "):  # what was given is no advice
-        run(*call, "--max_pixels", 1600)
+    call = [path, *FLAGS, "--output", out, "--model", tmp_path / "model", "--suffix", "x", "--max_prompt_length"]
+    told = r"error: no row of .* is left: 3 left out \(prompt of more than {} tokens; rows 0, 1, 2\)\. The long prompts have \d+ to \d+ tokens: (\d+)(?: to (\d+))? of text and \d+ to \d+ of images\. {}"
+    with pytest.raises(
+        SystemExit, match=told.format(5, "The text of 3 is too long without an image: no --max_pixels")
+    ) as error:
+        run(*call, 5)
+    text = int(re.search(r": (?:\d+ to )?(\d+) of text", str(error.value))[1])
+    with pytest.raises(SystemExit, match=told.format(text + 2, "Images of 3136 pixels would be too long still")):
+        run(*call, text + 2)
+    with pytest.raises(
+        SystemExit, match=told.format(text + 60, r"Scale the images down, --max_pixels \d+ \(")
+    ) as error:
+        run(*call, text + 60)
     assert not out.exists()
+    pixels = int(re.search(r"--max_pixels (\d+)", str(error.value))[1])
+    run(*call, text + 60, "--max_pixels", pixels)
+    assert "train: 3 rows, images" in capsys.readouterr().out
+    run(*call, text + 60, "--max_pixels", pixels + 28 * 28, "--overwrite")  # it is the most
+    assert "left out (prompt of more than" in capsys.readouterr().out
 
 
 def test_long_prompts_are_left_out_with_what_to_do(tmp_path, capsys):
@@ -149,7 +164,7 @@ def test_long_prompts_are_left_out_with_what_to_do(tmp_path, capsys):
     run(*call, "--max_prompt_length", 100)
     told = capsys.readouterr().out
     [length] = re.findall(
-        r"The long prompts have (\d+) to \1 tokens: scale their images down, --max_pixels 200704", told
+        r"The long prompts have (\d+) tokens: \d+ of text and \d+ of images. The text of 1 is too long", told
     )
     assert "train: 3 rows, 1 left out (prompt of more than 100 tokens; row 3), images a row: 1, prompts of " in told
     run(*call, "--max_prompt_length", length, "--overwrite")

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from ...method.image_size import check_limits
 from ...run.rows.layouts import LEFT_OUT, RECORD
+from .advice import advice
 from .rows import PROMPT_SUFFIX, RowSettings, build_row
 from .sources import find_source
 from .splitting import check_share, held_out
-from .summary import Outcomes, hint, left_out, too_long
+from .summary import Outcomes, left_out, too_long
 
 _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 
@@ -108,7 +109,8 @@ def _without_faults(made: Dataset, settings: RowSettings, max_prompt_length: int
         fault or (too_long(max_prompt_length) if length > max_prompt_length else "kept")
         for fault, length in zip(made["fault"], lengths, strict=True)
     ]
-    outcomes = Outcomes(reasons, hint(lengths, max_prompt_length, settings.max_pixels))
+    long = made.select([row for row, reason in enumerate(reasons) if reason == too_long(max_prompt_length)])
+    outcomes = Outcomes(reasons, advice(long, max_prompt_length, settings.model))
     if not outcomes["kept"]:
         raise ValueError(f"no row of {settings.name} is left: {left_out(outcomes)}. {outcomes.advice}".rstrip())
     return made.remove_columns("fault").select(outcomes.rows["kept"]), outcomes

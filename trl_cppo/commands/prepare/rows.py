@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Image
 from PIL import UnidentifiedImageError
+from PIL.Image import Image as PILImage
 from transformers import AutoProcessor, ProcessorMixin
 
 from ...rewards.grading import final_answer, is_text, without_lead_in
@@ -169,16 +170,26 @@ def _load_processor(model: str) -> ProcessorMixin:
     return AutoProcessor.from_pretrained(model)
 
 
-def _count_tokens(prompt: list[dict[str, Any]], images: list[dict[str, Any]], model: str, layout: Layout) -> int:
+def count_tokens(prompt: list[dict[str, Any]], images: list[PILImage], model: str) -> int:
+    """
+    The tokens of a prompt with its images, as TRL makes them.
+
+    Raises:
+        `ValueError`: for an image that the processor refuses, such as Qwen's one that is 200 times as wide as high.
+    """
     processor = _load_processor(model)
-    to_rgb, read = rgb_reader(processor), Image().decode_example  # turned upright, as training reads it
-    pictures = iter([to_rgb(read(image)) for image in images])
+    pictures = iter(map(rgb_reader(processor), images))
     messages = [{**message, "content": [_shown(part, pictures) for part in message["content"]]} for message in prompt]
-    try:
-        inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
-    except ValueError as error:  # such as Qwen's on an image 200 times as wide as high
-        raise _RowFault(layout.images[0], "refused by the processor", error) from error
+    inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     return len(inputs["input_ids"][0])
+
+
+def _count_tokens(prompt: list[dict[str, Any]], images: list[dict[str, Any]], model: str, layout: Layout) -> int:
+    pictures = [Image().decode_example(image) for image in images]  # turned upright, as training reads it
+    try:
+        return count_tokens(prompt, pictures, model)
+    except ValueError as error:
+        raise _RowFault(layout.images[0], "refused by the processor", error) from error
 
 
 def _shown(part: dict[str, Any], pictures: Iterator[Any]) -> dict[str, Any]:

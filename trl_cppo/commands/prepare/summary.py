@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of a data set's rows, for people: how many were kept, which were left out, why, and what to do."""
 
-import math
 import statistics
 from collections import Counter
 
@@ -11,7 +10,6 @@ from datasets import DatasetDict
 from ...run.rows.overview import count_images, images_text
 
 _NAMED = 5  # rows of a reason
-_FEW_PIXELS = 448 * 448  # what an image is first advised to have
 
 
 class Outcomes(Counter):
@@ -45,19 +43,6 @@ def left_out(outcomes: Outcomes) -> str:
 def _named(rows: list[int]) -> str:
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return f"; row{'s' if len(rows) > 1 else ''} {', '.join(str(row) for row in rows[:_NAMED])}{more}"
-
-
-def hint(lengths: list[int], max_prompt_length: int, max_pixels: int | None) -> str:
-    """What to do about prompts that are too long; empty if none is."""
-    long = [length for length in lengths if length > max_prompt_length]
-    if not long:
-        return ""
-    fewer = _FEW_PIXELS if max_pixels is None or max_pixels > _FEW_PIXELS else max(1, max_pixels // 2)
-    side = math.isqrt(fewer)
-    return (
-        f"The long prompts have {min(long)} to {max(long)} tokens: scale their images down, --max_pixels {fewer} ({side} x {side}, "
-        f"some {fewer // 28**2} tokens of a Qwen2.5-VL), or set --max_prompt_length higher."
-    )
 
 
 def describe(dataset: DatasetDict, counts: dict[str, Outcomes]) -> str:
