@@ -116,7 +116,7 @@ def test_a_real_run_follows_into_the_same_folder(random_model, tmp_path, monkeyp
     main([*command, "--dry_run"])
     text = capsys.readouterr().out
     assert "Batch: 8 rollouts, 2 a prompt, 6 with images" in text and "2 micro-batches" in text
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "own.py", "out-dry-run.png"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"data", "own.py", "out-dry-run.png"}
     main(command)
     assert (tmp_path / "out" / "metrics.json").is_file()
     written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

@@ -99,6 +99,7 @@ def test_the_command_runs(sandbox, commands):
     if trains and "--resume_from_checkpoint" not in words:
         for left in (sandbox.folder / output_of(words)).glob("checkpoint-*"):  # by a command before this one
             shutil.rmtree(left)
+    left = kept_by(sandbox.folder / output_of(words)) if "--dry_run" in words else {}
     sandbox.run(*runs)
     if trains:
         check_training(sandbox.folder / output_of(words), commands, int(option(words, "--max_steps")))
@@ -114,9 +115,14 @@ def test_the_command_runs(sandbox, commands):
         AutoModelForImageTextToText.from_pretrained(pushed)
     if "--dry_run" in words:
         output = sandbox.folder / output_of(words)
-        assert output.with_name(f"{output.name}-dry-run.png").is_file() and not (output / "README.md").exists()
+        assert output.with_name(f"{output.name}-dry-run.png").is_file() and kept_by(output) == left
     if "--output" in words:
         assert (sandbox.folder / option(words, "--output")).exists()
+
+
+def kept_by(folder: Path) -> dict[Path, int]:
+    """The files of a folder and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def output_of(words: list[str]) -> str:

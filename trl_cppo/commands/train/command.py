@@ -19,6 +19,11 @@ from .job import digits_job, job_from_arguments, make_trainer
 from .outcome import closing_lines, write_metrics
 from .step_lines import show_lines
 
+FLAGS_THAT_HELP = {  # by words of errors of libraries, which name none
+    "assign use_cpu": "--use_cpu",  # bf16 is the default
+    "specify `target_modules`": "--lora_on language_model (vision_tower, all), or names of modules, --lora_target_modules",
+}
+
 
 def show_messages() -> None:
     """What the package tells of a run besides warnings, such as the tokens of the longest prompt: once, on stderr."""
@@ -65,8 +70,9 @@ def main(arguments: list[str], program: str = "trl-cppo train") -> None:
     try:
         trainer, script_args, checkpoint = set_up(arguments, program)
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
-        if "assign use_cpu" in str(error):  # of transformers: bf16 is the default
-            error.add_note("On the command line: --use_cpu.")
+        for words, flags in FLAGS_THAT_HELP.items():
+            if words in str(error):
+                error.add_note(f"On the command line: {flags}.")
         stop(program, error)
     lines = show_lines(trainer, of_steps=not script_args.dry_run)
     try:
