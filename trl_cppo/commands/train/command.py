@@ -47,7 +47,6 @@ def set_up(arguments: list[str], program: str) -> tuple[CPPOTrainer, CPPOScriptA
     trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
     disable_progress_bar()  # one for each checkpoint's weights would stand between the lines
     check_output_folder(trainer, goes_on=checkpoint is not None)
-    trainer.check_data()
     trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
     if is_hub_id(script_args.dataset_name):
         trainer.card_dataset = script_args.dataset_name
