@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A held-out part of data of one's own, and what the command says of it."""
 
-import importlib.util
 import logging
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 from dataset_folders import OWN_ROWS, jsonl, photos
 from PIL import Image
 
@@ -16,7 +16,6 @@ from trl_cppo import digits
 from trl_cppo.commands.loading import load_split, load_splits
 from trl_cppo.commands.prepare import prepare
 
-SCRIPT = Path(__file__).parents[3] / "examples" / "prepare_dataset.py"
 COLUMNS = dict(question="q", answer="a", image=["path"])
 FLAGS = ["--question", "q", "--answer", "a", "--image", "path"]
 
@@ -76,10 +75,7 @@ def test_what_cannot_be_held_out_is_an_error(tmp_path):
 
 
 def run(*arguments):
-    spec = importlib.util.spec_from_file_location("prepare_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([str(argument) for argument in arguments])
+    load_script("prepare_dataset").main([str(argument) for argument in arguments])
 
 
 def test_the_command_says_what_became_of_the_rows_and_training_repeats_it(tmp_path, capsys, caplog):

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The builders of ViRL39K and geometry3k, on small folders of their true layouts and columns."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import generation_batch, logged, make_trainer, picture
+from conftest import generation_batch, load_script, logged, make_trainer, picture
 from dataset_folders import VIRL39K, geometry3k, virl39k
 from datasets import Dataset, DatasetDict, Image, List, load_dataset
 from PIL import Image as PILImage
@@ -221,10 +220,7 @@ def test_wrong_names_and_columns_say_what_there_is(tmp_path):
 
 
 def run(*arguments):
-    spec = importlib.util.spec_from_file_location("prepare_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([str(argument) for argument in arguments])
+    load_script("prepare_dataset").main([str(argument) for argument in arguments])
 
 
 def test_the_command_end_to_end_into_training(tmp_path, model, capsys):
