@@ -23,6 +23,7 @@ from trl.rewards import accuracy_reward
 from trl.trainer.utils import get_callable_name, get_config_model_id
 
 from .config import CPPOConfig
+from .method.budget import drawn_weights
 from .method.gate import above_group_mean
 from .method.image_size import FEW_PIXELS
 from .method.metrics import WindowSums, cpl_metrics
@@ -36,6 +37,7 @@ from .run.card.saving import WeightsClock, without_peft_card
 from .run.card.sources import find_base_model, hub_dataset
 from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .run.rows.checks import check_datasets, check_solutions, images_of
+from .run.rows.forwards import memory_note, noting_memory
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.overview import check_epoch, report_epoch
@@ -265,6 +267,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.add_callback(self.weights_clock)
         self._saving_checkpoint = False  # which is not lost for its card
         self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
+        self._scored: tuple[int, int, int] | None = None  # by the loss: rows, those of views, tokens of all
         self.rewards = torch.empty(0)
         self._given_completions: list[list[int]] | None = None  # in the place of sampled ones
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
@@ -313,7 +316,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""
         if not self.rollouts_bring_images:
-            report_prompt_lengths(self.train_dataset, self.args, self.model.config, self.num_prompt_tokens)
+            packs = self.shared_prefix is not None
+            report_prompt_lengths(self.train_dataset, self.args, self.model.config, self.num_prompt_tokens, packs)
 
     def num_prompt_tokens(self, row: dict[str, Any]) -> int:
         """How many tokens the prompt of a row of the data set makes, images included."""
@@ -354,9 +358,17 @@ class CPPOTrainer(RepairedGRPOTrainer):
             batch["prompt_keys"] = torch.tensor(prompts, device=device)
         if self.args.cpl_coef == 0:
             return batch
-        views = self._make_views(inputs, prompts, batch, key)
-        num_gated = torch.tensor(sum(pair is not None for pair in views), device=device)
-        return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
+        has_views, budget = self._gated(batch), self.args.cpl_rollouts_per_prompt
+        gated = torch.tensor(has_views, device=device)
+        if budget is None:
+            batch["num_gated_rows"] = self.accelerator.reduce(gated.sum(), reduction="sum")
+        else:
+            gated = self.accelerator.gather(gated)  # a prompt's rollouts may lie on two processes
+            weights = drawn_weights(gated.tolist(), self._group_size, budget, self.args.seed, key)
+            own = weights[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+            batch |= {"num_gated_rows": gated.sum(), "cpl_weights": own}
+            has_views = [bool(weight) for weight in own]
+        return {**batch, "cpl_views": self._make_views(inputs, prompts, batch, key, has_views)}
 
     def _generate(self, prompts: list[Any]):
         """Prompts that environments made have images of their own, which are limited too."""
@@ -387,8 +399,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return self.rewards
 
     def _gated(self, batch: dict[str, Any]) -> list[bool]:
-        """Which of this process's rollouts have a CPL, if they have images."""
+        """Which of this process's rollouts have a CPL."""
         gated = _loss_mask(batch).any(dim=1).cpu()
+        gated &= torch.tensor(batch.get("num_images") or [0] * len(gated)) > 0
         if self.args.gate_by_advantage:
             normalize_each = self.args.multi_objective_aggregation == "normalize_then_sum"
             above = above_group_mean(self.rewards, self.reward_weights, self._group_size, normalize_each)
@@ -397,16 +410,21 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return gated.tolist()
 
     def _make_views(
-        self, inputs: list[dict[str, Any]], prompts: list[int], batch: dict[str, Any], key: tuple[str, int, int]
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[int],
+        batch: dict[str, Any],
+        key: tuple[str, int, int],
+        has_views: list[bool],
     ) -> list[ViewPair | None]:
-        """The views of each gated row, `None` for the others. The rollouts of one prompt share theirs."""
+        """The views of each row that has some, `None` for the others. The rollouts of one prompt share theirs."""
         return make_views(
             lambda images, prompt: self.view_maker(images, *key, prompt),
             rows=inputs,
             images=[self._images_of_row(row, example) for row, example in enumerate(inputs)],
             num_images=batch.get("num_images") or [0] * len(inputs),
             prompts=prompts,
-            gated=self._gated(batch),
+            gated=has_views,
         )
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
@@ -436,6 +454,19 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     # The loss of a micro-batch ---------------------------------------------------------------------------------------
 
+    def training_step(self, *args, **kwargs):
+        """Where memory does not suffice for a loss or its backward, the error says what was scored."""
+        self._scored = None
+        with noting_memory(self._memory_note):
+            return super().training_step(*args, **kwargs)
+
+    def _memory_note(self) -> str | None:
+        if self._scored is None:  # it was not the loss
+            return None
+        rows, views, tokens = self._scored
+        ratio = 1.0 if self.shared_prefix is None else self.shared_prefix.token_ratio
+        return memory_note(self.args, rows, views, tokens * ratio)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """L_GRPO + λ · CPL. TRL's loss scores the rollouts, and the views with them."""
         with self._asking(self._request_of(inputs)) as request:
@@ -453,7 +484,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         rows = [row for row, pair in enumerate(views) if pair is not None]
         masks = _loss_mask(inputs).bool()
         mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
-        return ScoringRequest(prompts, rows, [views[row] for row in rows], mask)
+        request = ScoringRequest(prompts, rows, [views[row] for row in rows], mask)
+        if "cpl_weights" in inputs:
+            request.weights = [inputs["cpl_weights"][row] for row in rows]
+            request.num_undrawn = inputs["cpl_weights"].count(0.0)
+        return request
 
     @contextmanager
     def _asking(self, request: ScoringRequest) -> Iterator[ScoringRequest]:
@@ -476,6 +511,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         extended = (
             append_view_rows(scoring, request.rows, request.pairs, self.view_processor) if with_views else scoring
         )
+        if with_views:
+            ids = extended["input_ids"]
+            self._scored = len(ids), 2 * len(request.rows), ids.numel()
         exact = self.args.cpl_divergence == "kl" and with_views
         positions = None if self.shared_prefix is None else self.shared_prefix.positions
         with answering_exact_kl(request, extended, self._objective(), positions) if exact else nullcontext():
