@@ -51,6 +51,10 @@ class CPPOConfig(GRPOConfig):
         gate_by_advantage (`bool`, *optional*, defaults to `True`):
             Whether only rollouts with a positive advantage get views and a CPL. `False` scores every row with an
             image three times.
+        cpl_rollouts_per_prompt (`int` or `None`, *optional*, defaults to `None`):
+            The most gated rollouts of a prompt and generation batch that get views, K. Of n > K, K are drawn at random, anew each
+            time, and each weighs n/K in the CPL, which stays unbiased: fewer view rows for a noisier gradient. `None`: all
+            get views.
         cpl_reduction (`str`, *optional*, defaults to `"sequence"`):
             `"sequence"`: mean over each gated row's perception tokens, summed over rows and divided by the number of
             gated rows of the optimizer window, over all processes and accumulation steps (where the window is not one
@@ -153,6 +157,13 @@ class CPPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Whether only rollouts with a positive advantage get views and a CPL."},
     )
+    cpl_rollouts_per_prompt: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most gated rollouts of a prompt that get views. Of n > K of them, K are drawn at random and weigh n/K "
+            "each, so that the CPL stays unbiased: fewer view rows for a noisier gradient. None: all get views."
+        },
+    )
     cpl_reduction: str = field(
         default="sequence",
         metadata={
@@ -253,6 +264,11 @@ class CPPOConfig(GRPOConfig):
             raise ValueError(f"share_prefix must be True, False or 'auto'; got {self.share_prefix!r}.")
         if not 0 <= self.cpl_coef < float("inf"):
             raise ValueError(f"cpl_coef must be 0 (GRPO alone) or positive and finite; got {self.cpl_coef}.")
+        if self.cpl_rollouts_per_prompt is not None and self.cpl_rollouts_per_prompt < 1:
+            raise ValueError(
+                "cpl_rollouts_per_prompt must be 1 or more, or None for views of all gated rollouts; "
+                f"got {self.cpl_rollouts_per_prompt}. To train without views: cpl_coef=0."
+            )
         if not 0 < self.cpl_temperature < float("inf"):
             raise ValueError(f"cpl_temperature must be positive and finite; got {self.cpl_temperature}.")
         if self.cpl_max_gradient_ratio is not None and not 0 < self.cpl_max_gradient_ratio < float("inf"):

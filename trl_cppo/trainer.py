@@ -23,6 +23,7 @@ from trl.rewards import accuracy_reward
 from trl.trainer.utils import get_callable_name, get_config_model_id
 
 from .config import CPPOConfig
+from .method.budget import drawn_weights
 from .method.gate import above_group_mean
 from .method.image_size import FEW_PIXELS
 from .method.metrics import WindowSums, cpl_metrics
@@ -354,9 +355,17 @@ class CPPOTrainer(RepairedGRPOTrainer):
             batch["prompt_keys"] = torch.tensor(prompts, device=device)
         if self.args.cpl_coef == 0:
             return batch
-        views = self._make_views(inputs, prompts, batch, key)
-        num_gated = torch.tensor(sum(pair is not None for pair in views), device=device)
-        return {**batch, "cpl_views": views, "num_gated_rows": self.accelerator.reduce(num_gated, reduction="sum")}
+        has_views, budget = self._gated(batch), self.args.cpl_rollouts_per_prompt
+        gated = torch.tensor(has_views, device=device)
+        if budget is None:
+            batch["num_gated_rows"] = self.accelerator.reduce(gated.sum(), reduction="sum")
+        else:
+            gated = self.accelerator.gather(gated)  # a prompt's rollouts may lie on two processes
+            weights = drawn_weights(gated.tolist(), self._group_size, budget, self.args.seed, key)
+            own = weights[self.accelerator.process_index * len(inputs) :][: len(inputs)]
+            batch |= {"num_gated_rows": gated.sum(), "cpl_weights": own}
+            has_views = [bool(weight) for weight in own]
+        return {**batch, "cpl_views": self._make_views(inputs, prompts, batch, key, has_views)}
 
     def _generate(self, prompts: list[Any]):
         """Prompts that environments made have images of their own, which are limited too."""
@@ -387,8 +396,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return self.rewards
 
     def _gated(self, batch: dict[str, Any]) -> list[bool]:
-        """Which of this process's rollouts have a CPL, if they have images."""
+        """Which of this process's rollouts have a CPL."""
         gated = _loss_mask(batch).any(dim=1).cpu()
+        gated &= torch.tensor(batch.get("num_images") or [0] * len(gated)) > 0
         if self.args.gate_by_advantage:
             normalize_each = self.args.multi_objective_aggregation == "normalize_then_sum"
             above = above_group_mean(self.rewards, self.reward_weights, self._group_size, normalize_each)
@@ -397,16 +407,21 @@ class CPPOTrainer(RepairedGRPOTrainer):
         return gated.tolist()
 
     def _make_views(
-        self, inputs: list[dict[str, Any]], prompts: list[int], batch: dict[str, Any], key: tuple[str, int, int]
+        self,
+        inputs: list[dict[str, Any]],
+        prompts: list[int],
+        batch: dict[str, Any],
+        key: tuple[str, int, int],
+        has_views: list[bool],
     ) -> list[ViewPair | None]:
-        """The views of each gated row, `None` for the others. The rollouts of one prompt share theirs."""
+        """The views of each row that has some, `None` for the others. The rollouts of one prompt share theirs."""
         return make_views(
             lambda images, prompt: self.view_maker(images, *key, prompt),
             rows=inputs,
             images=[self._images_of_row(row, example) for row, example in enumerate(inputs)],
             num_images=batch.get("num_images") or [0] * len(inputs),
             prompts=prompts,
-            gated=self._gated(batch),
+            gated=has_views,
         )
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
@@ -453,7 +468,11 @@ class CPPOTrainer(RepairedGRPOTrainer):
         rows = [row for row, pair in enumerate(views) if pair is not None]
         masks = _loss_mask(inputs).bool()
         mask = masks[torch.tensor(rows, dtype=torch.long, device=masks.device)]
-        return ScoringRequest(prompts, rows, [views[row] for row in rows], mask)
+        request = ScoringRequest(prompts, rows, [views[row] for row in rows], mask)
+        if "cpl_weights" in inputs:
+            request.weights = [inputs["cpl_weights"][row] for row in rows]
+            request.num_undrawn = inputs["cpl_weights"].count(0.0)
+        return request
 
     @contextmanager
     def _asking(self, request: ScoringRequest) -> Iterator[ScoringRequest]:

@@ -145,6 +145,7 @@ def test_files_that_the_map_names_exist():
     called = {name.split(".")[-1] for name in re.findall(r"`(?:[A-Z]\w+\.)?(_?[a-z]+_\w+)`", text)}
     known = functions | {
         "cpl_views",
+        "cpl_rollouts_per_prompt",
         "num_gated_rows",
         "prompt_keys",
         "table_row",

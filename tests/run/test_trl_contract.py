@@ -242,7 +242,7 @@ def test_the_loss_scores_once_and_in_rows_of_the_batch(grpo):
     logps, entropies, _ = result
     assert logps.shape == entropies.shape == batch["completion_ids"].shape
     assert batch["advantages"].shape == (8,) and batch["num_images"] == [1] * 8
-    assert not {"cpl_views", "num_gated_rows"} & set(batch)  # the names are still free
+    assert not {"cpl_views", "cpl_weights", "num_gated_rows"} & set(batch)  # the names are still free
 
 
 def test_generation_returns_the_images_last_but_one(grpo):

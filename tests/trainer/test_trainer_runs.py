@@ -62,7 +62,7 @@ def test_views_ignore_and_spare_the_global_generators(tmp_path):
         inputs = sorted(inputs, key=lambda example: len(example["images"]))
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        views = trainer._make_views(inputs, [0] * 4 + [1] * 4, batch, ("train", 0, 0))
+        views = trainer._make_views(inputs, [0] * 4 + [1] * 4, batch, ("train", 0, 0), trainer._gated(batch))
         assert torch.equal(state, torch.get_rng_state())
         drawn.append([x.tobytes() for pair in views for x in pair.preserved + pair.removed])
     assert drawn[0] == drawn[1]
@@ -196,10 +196,10 @@ def test_a_bad_image_is_named_by_row_and_column(tmp_path):
     rows = [{"prompt": "one", "images": [picture(0)]}, {"prompt": "two", "images": [picture(0), 3]}]
     trainer.num_generations = 1
     with pytest.raises(ValueError, match=r"Row 1 .*\(prompt two\), column 'images', image 1: expected a PIL image"):
-        trainer._make_views(rows, [0, 1], batch, ("train", 0, 0))
+        trainer._make_views(rows, [0, 1], batch, ("train", 0, 0), trainer._gated(batch))
     rows[1]["images"] = [picture(0)]
     with pytest.raises(ValueError, match=r"Row 1 .* has 1 image\(s\) in column 'images', but .* with 2"):
-        trainer._make_views(rows, [0, 1], batch, ("train", 0, 0))
+        trainer._make_views(rows, [0, 1], batch, ("train", 0, 0), trainer._gated(batch))
 
 
 def test_a_reward_of_the_wrong_length_is_named(tmp_path):

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `cpl/*` metrics, as sums and counts that add up over processes.
 
-Shapes: `N` gated rows, `T` completion tokens.
+Shapes: `N` rows that have views, `T` completion tokens.
 """
 
 import torch
 
 from .losses import masked_mean
-from .request import ViewScores
+from .request import ScoringRequest, ViewScores
 
 
 def _quotient(total: float, count: float) -> float:
@@ -46,42 +46,40 @@ class WindowSums:
 @torch.no_grad()
 def cpl_sums(
     scores: ViewScores,
-    completion_mask: torch.Tensor,
-    selected: torch.Tensor,
-    divergences: tuple[torch.Tensor, torch.Tensor],
+    request: ScoringRequest,
     token_loss: torch.Tensor,
+    weights: torch.Tensor,
     num_rows: int,
     policy_gradient: torch.Tensor,
     cpl_gradient: torch.Tensor,
 ) -> torch.Tensor:
     """
-    Sums and counts of one micro-batch on one process.
+    Sums and counts of one micro-batch on one process: of all gated rows, or, where not all have views, estimates of them.
 
     Args:
         scores (`ViewScores`): log-probabilities and entropies, each of shape `(N, T)`.
-        completion_mask (`torch.Tensor` of shape `(N, T)`, bool): the tokens that count.
-        selected (`torch.Tensor` of shape `(N, T)`, bool): the perception tokens.
-        divergences (`tuple[torch.Tensor, torch.Tensor]`, each of shape `(N, T)`, float): d⁺ and d⁻, 0 where not selected.
+        request (`ScoringRequest`): answered; its divergences are 0 where nothing is selected.
         token_loss (`torch.Tensor` of shape `(N, T)`, float): the CPL of each token.
+        weights (`torch.Tensor` of shape `(N,)`, float): how many gated rows each row stands for.
         num_rows (`int`): rows of the micro-batch, gated or not.
         policy_gradient, cpl_gradient (`torch.Tensor`, 0-dim): [`~trl_cppo.method.losses.squared_gradients`] of L_GRPO and λ · CPL.
 
     Returns:
         `torch.Tensor` of shape `(len(SUMS),)`, float32, in the order of [`SUMS`].
     """
-    to_preserved, to_removed = divergences
-    shift = (scores.removed_entropies.float() - scores.entropies.float()).masked_fill(~completion_mask, 0.0)
+    (to_preserved, to_removed), selected, by_token = request.divergences, request.selected, weights[:, None]
+    shift = (scores.removed_entropies.float() - scores.entropies.float()).masked_fill(~request.mask, 0.0)
     sums = {
-        "row_loss": masked_mean(token_loss, selected, dim=1).sum(),
-        "token_loss": token_loss.masked_fill(~selected, 0.0).sum(),
-        "gated": torch.tensor(len(token_loss)),
+        "row_loss": (masked_mean(token_loss, selected, dim=1) * weights).sum(),
+        "token_loss": (token_loss.masked_fill(~selected, 0.0) * by_token).sum(),
+        "gated": torch.tensor(len(token_loss) + request.num_undrawn),
         "rows": torch.tensor(num_rows),
-        "tokens": completion_mask.sum(),
-        "selected": selected.sum(),
-        "shift": shift.sum(),
-        "preserved": to_preserved.sum(),
-        "removed": to_removed.sum(),
-        "correct": ((to_preserved < to_removed) & selected).sum(),
+        "tokens": (request.mask * by_token).sum(),
+        "selected": (selected * by_token).sum(),
+        "shift": (shift * by_token).sum(),
+        "preserved": (to_preserved * by_token).sum(),
+        "removed": (to_removed * by_token).sum(),
+        "correct": (((to_preserved < to_removed) & selected) * by_token).sum(),
         "policy_gradient": policy_gradient,
         "cpl_gradient": cpl_gradient,
     }

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """λ · CPL of a micro-batch: from what its scoring answered to the loss that is added, free of TRL.
 
-Shapes: `B` rows of a micro-batch, `N` gated rows among them, `T` completion tokens.
+Shapes: `B` rows of a micro-batch, `N` rows among them that have views, `T` completion tokens.
 """
 
 from dataclasses import dataclass, fields
@@ -49,7 +49,7 @@ class Objective:
         Fill in the selection and the divergences of a scored request, where its forward has not.
 
         Returns:
-            [`ViewScores`]: what the forward says of the gated rows.
+            [`ViewScores`]: what the forward says of the rows that have views.
         """
         scores = split_scores(request.logps, request.entropies, request.rows)
         if request.divergences is None:
@@ -74,7 +74,7 @@ class Objective:
             policy_loss (`torch.Tensor`, 0-dim): L_GRPO of the micro-batch.
             num_rows (`int`): B.
             steps (`int`): micro-batches of an optimizer step.
-            num_gated (`torch.Tensor`, 0-dim): gated rows of an optimizer step, on average over the processes.
+            num_gated (`torch.Tensor`, 0-dim): gated rows of an optimizer step, with views or not, on average over the processes.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: the share, 0-dim, with its gradient; and the sums of this process that
@@ -83,20 +83,34 @@ class Objective:
         exact = request.divergences is not None
         scores = self.answer(request)
         loss = divergence_contrast(*request.divergences, self.cpl_temperature)
-
-        def share_of(token_losses: torch.Tensor) -> torch.Tensor:
-            if self.cpl_reduction == "token":
-                reduced = masked_mean(token_losses, request.selected) / steps
-            else:
-                reduced = masked_mean(token_losses, request.selected, dim=1).sum() / num_gated
-            return self.cpl_coef * reduced
-
-        share = at_logps = share_of(loss)
+        weights = loss.new_ones(len(loss)) if request.weights is None else loss.new_tensor(request.weights)
+        at_logps = loss
         if exact:  # it comes from hidden states: what it does to the log-probs is told by its estimate
             estimates = sampled_divergences(scores.logps, request.selected, "k3")
-            at_logps = share_of(divergence_contrast(*estimates, self.cpl_temperature))
-        squares = squared_gradients((policy_loss, at_logps), request.logps)
-        return share, cpl_sums(scores, request.mask, request.selected, request.divergences, loss, num_rows, *squares)
+            at_logps = divergence_contrast(*estimates, self.cpl_temperature)
+
+        def share_of(token_losses: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+            if self.cpl_reduction == "token":
+                reduced = self._token_mean(token_losses, request, weights, factors) / steps
+            else:
+                reduced = (masked_mean(token_losses, request.selected, dim=1) * factors).sum() / num_gated
+            return self.cpl_coef * reduced
+
+        # The square of √w times a row's gradient is w times its square: on average that of all gated rows.
+        squares = squared_gradients((policy_loss, share_of(at_logps, weights.sqrt())), request.logps)
+        return share_of(loss, weights), cpl_sums(scores, request, loss, weights, num_rows, *squares)
+
+    @staticmethod
+    def _token_mean(
+        token_losses: torch.Tensor, request: ScoringRequest, weights: torch.Tensor, factors: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Σ factor · loss over Σ weight, both over the perception tokens of a micro-batch; times the rows that those with views stand
+        for, over the gated ones: a micro-batch may hold more or less than its prompts' share of the drawn rows.
+        """
+        total = (torch.where(request.selected, token_losses, 0.0) * factors[:, None]).sum()
+        tokens = (request.selected * weights[:, None]).sum().clamp(min=1)
+        return total / tokens * (weights.sum() / max(1, len(weights) + request.num_undrawn))
 
     def bounded(self, share: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
         """

@@ -56,6 +56,8 @@ class ScoringRequest:
     pairs: list[ViewPair] = field(default_factory=list)  # their views
     mask: torch.Tensor | None = None  # (N, T), bool: the tokens that count
     everywhere: bool = False  # whether divergences are asked for at all of these, not at the perception tokens alone
+    weights: list[float] | None = None  # of the N rows, where there is a budget of views; None: all are 1
+    num_undrawn: int = 0  # rows that are gated too, and get no views for that budget
 
     # What is answered.
     logps: torch.Tensor | None = None  # (B + 2N, T)

@@ -13,6 +13,13 @@ from .request import ViewPair
 from .views import View, apply_view, choose_view, read_rgb
 
 
+def generator_of(*key: str | int) -> torch.Generator:
+    """A generator that a key alone seeds: it draws the same in another process, after a resume, whatever was drawn before."""
+    # A hash, for sums and products of small integers collide: (step 1, prompt 0) must not draw as (0, 1) does.
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
 class ViewMaker:
     """
     Draws one information-preserving and one information-removing view for each image of a prompt.
@@ -49,7 +56,7 @@ class ViewMaker:
             `ValueError`: naming the image by its place in the row, if it cannot be read, or a view raises or breaks its
                 promise.
         """
-        generator = torch.Generator().manual_seed(self._derive(key))
+        generator = generator_of(self.seed, *key)
         preserved, removed = [], []
         for place, image in enumerate(images):
             try:
@@ -65,8 +72,3 @@ class ViewMaker:
         if not isinstance(image, (str, Image.Image)):
             raise TypeError(f"expected a PIL image, a path or a URL, got {type(image).__name__}.")
         return self.read(image)
-
-    def _derive(self, key: tuple[str | int, ...]) -> int:
-        # A hash, for sums and products of small integers collide: (step 1, prompt 0) must not draw as (0, 1) does.
-        digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
-        return int.from_bytes(digest[:8], "big") >> 1

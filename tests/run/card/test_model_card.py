@@ -100,7 +100,7 @@ def test_it_says_how_the_model_was_trained(tmp_path):
         tmp_path / "out", max_steps=2, cpl_coef=0.03, cpl_temperature=0.2, perception_token_ratio=0.4,
         cpl_reduction="token", information_removing=get_view("zoom_crop"), save_strategy="steps", save_steps=1,
         cpl_max_gradient_ratio=0.3, min_entropy_shift=0.01, freeze=["projector"],
-        vision_tower_learning_rate=1e-5,
+        vision_tower_learning_rate=1e-5, cpl_rollouts_per_prompt=2,
     )  # fmt: skip
     trainer.train()
     first = ModelCard.load(tmp_path / "out" / "checkpoint-1" / "README.md")
@@ -111,7 +111,7 @@ def test_it_says_how_the_model_was_trained(tmp_path):
         "| Information-removing views | zoom\\_crop |", "| Rewards | 1 · hash\\_reward |", "β 0,",
         "| Rollouts a step | 8 (4 for each prompt) |", "the upper 0.4 of the tokens", "CPU",
         "a rising entropy of at least 0.01 nats, by", "| Bound (`cpl_max_gradient_ratio`) | 0.3 |",
-        "| Frozen | `projector` |", "(vision tower 1e-05)",
+        "| Frozen | `projector` |", "(vision tower 1e-05)", "with views (`cpl_rollouts_per_prompt`) | 2 |",
     ]:  # fmt: skip
         assert line in last.text, line
     first_loss, last_loss = logged(trainer, "cpl/loss")

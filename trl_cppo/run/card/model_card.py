@@ -219,7 +219,7 @@ def _image_settings(args: CPPOConfig) -> list[tuple[str, str]]:
 
 def _cpl_settings(facts: CardFacts) -> list[tuple[str, str]]:
     args = facts.args
-    ratio, bound = args.perception_token_ratio, args.cpl_max_gradient_ratio
+    ratio, bound, budget = args.perception_token_ratio, args.cpl_max_gradient_ratio, args.cpl_rollouts_per_prompt
     share = (
         "all completion tokens" if ratio is None else f"the upper {number(ratio)} of the tokens with a rising entropy"
     )
@@ -236,6 +236,11 @@ def _cpl_settings(facts: CardFacts) -> list[tuple[str, str]]:
         ("Perception tokens", f"{share}, by `{args.perception_score}`"),
         *([] if bound is None else [("Bound (`cpl_max_gradient_ratio`)", number(bound))]),
         ("Gate", "rollouts with a positive advantage" if args.gate_by_advantage else "none"),
+        *(
+            []
+            if budget is None
+            else [("Most rollouts of a prompt with views (`cpl_rollouts_per_prompt`)", str(budget))]
+        ),
         ("Reduction", f"`{args.cpl_reduction}`"),
         ("Information-preserving views", views(facts.preserving)),
         ("Information-removing views", views(facts.removing)),
