@@ -25,6 +25,7 @@ class Arm:
         trainer (`str`): `"grpo"` is TRL's GRPOTrainer, `"cppo"` CPPOTrainer, `"every_row"` GRPOTrainer and two further forwards of
             all rows, as the authors' code has them.
         divergence (`str`): `cpl_divergence`.
+        budget (`int`, *optional*): `cpl_rollouts_per_prompt`.
         within (`Callable`): opens what is in force while this arm runs.
     """
 
@@ -33,6 +34,7 @@ class Arm:
     packed: bool = False
     trainer: str = "cppo"
     divergence: str = "k3"
+    budget: int | None = None
     within: Callable[[], AbstractContextManager] = nullcontext
 
 
@@ -52,6 +54,7 @@ ARMS = {
     "main": {
         GRPO: Arm("GRPOTrainer", trainer="grpo"),
         "cppo_packed_0.5": Arm("CPPO, f = 0.5, packed", 0.5, packed=True),
+        "cppo_packed_0.5_one": Arm("CPPO, f = 0.5, packed, views of one rollout", 0.5, packed=True, budget=1),
         "cppo_plain_0.5": Arm("CPPO, f = 0.5, plain rows", 0.5),
         "grpo_packed": Arm("GRPO, packed (cpl_coef=0)", packed=True),
     },

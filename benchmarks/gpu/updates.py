@@ -23,6 +23,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_cppo import digits
 from trl_cppo.commands.plan.counts.update import toy_trainer
+from trl_cppo.method.budget import drawn_weights
 from trl_cppo.method.request import ViewPair
 
 from ..lib.counting import score_views_apart
@@ -138,8 +139,12 @@ class Updates:
         if arm.trainer == "cppo" and gated:
             batch["advantages"] = torch.tensor([1.0] * gated + [-1.0] * (GROUP - gated), device=self.machine.device)
             batch["num_gated_rows"] = torch.tensor(gated, device=self.machine.device)
+            has_cpl = [place < gated for place in range(GROUP)]
+            weights = drawn_weights(has_cpl, GROUP, arm.budget or GROUP, seed=0, key=("gpu",))
+            if arm.budget is not None:
+                batch["cpl_weights"] = weights
             pair = ViewPair(*([noise(row.patches, seed)] for seed in (1, 2)))
-            batch["cpl_views"] = [pair if place < gated else None for place in range(GROUP)]
+            batch["cpl_views"] = [pair if weight else None for weight in weights]
         return batch
 
     def loss(self, model: PreTrainedModel, row: Row, arm: Arm) -> Callable[[], torch.Tensor]:
