@@ -47,8 +47,9 @@ class Errors:
     gradients: float
 
 
-# On a CPU packed rows have 3e-7 and 5e-6 in float32; with plain rows, 4.4e-3 and 5.3e-2 in bfloat16. A GPU adds in another order.
-ALLOWED = {torch.float32: Errors(1e-5, 1e-4), torch.bfloat16: Errors(0.02, 0.15)}
+# Found on a CPU: 3e-7 and 5e-6 in float32, where packed rows add in another order; 4.4e-3 and 5.3e-2 in bfloat16. A mask that is one
+# key off makes 0.015 to 0.023 and 0.1 to 0.2.
+ALLOWED = {torch.float32: Errors(1e-5, 1e-4), torch.bfloat16: Errors(0.01, 0.1)}
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,12 @@ def check_family(family: str, builders: Any, device: str) -> list[dict[str, Any]
                 errors = score(trainer, batch, device, dtype, packed).errors(reference)
                 row = {"family": family, "dtype": _name(dtype), "packed": packed, "divergence": divergence}
                 rows.append({**row, "scores": errors.scores, "gradients": errors.gradients})
-                _judge(rows[-1], ALLOWED[dtype], device)
+                judge(rows[-1], ALLOWED[dtype], device)
     return rows
 
 
-def _judge(row: dict[str, Any], allowed: Errors, device: str) -> None:
+def judge(row: dict[str, Any], allowed: Errors, device: str) -> None:
+    """End the run where errors are larger than allowed, or no numbers."""
     if row["scores"] <= allowed.scores and row["gradients"] <= allowed.gradients:  # NaN is neither
         return
     raise SystemExit(
