@@ -7,7 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from unittest import mock
 
+import torch
+import trl
 import trl.trainer.utils as trl_utils
+from packaging.version import Version
 from trl.kernels import chunked_logprob
 
 from ..lib.shapes import Row
@@ -38,6 +41,14 @@ class Arm:
     within: Callable[[], AbstractContextManager] = nullcontext
 
 
+TRITON_ALONE = Version(trl.__version__) < Version("1.16")  # TRL's fused head has no other kernels
+
+
+def head_of(device: str) -> str:
+    """What TRL's fused head computes with on a device."""
+    return "Triton" if TRITON_ALONE or trl_utils._use_triton(torch.device(device)) else "PyTorch"
+
+
 @contextmanager
 def head_of_a_cpu() -> Iterator[None]:
     """While this is open, TRL's fused head runs as where there is no Triton: by PyTorch's operations, at all tokens."""
@@ -66,13 +77,14 @@ ARMS = {
         "cppo_plain_1": Arm("CPPO, f = 1, plain rows", 1.0),
         "every_row": Arm("authors' way: three forwards of every row", 1.0, trainer="every_row"),
         "cppo_packed_0.5_kl": Arm("CPPO, f = 0.5, packed, exact KL", 0.5, packed=True, divergence="kl"),
-        "cppo_packed_0.5_torch_head": Arm(
-            "CPPO, f = 0.5, packed, TRL's head of CPUs", 0.5, packed=True, within=head_of_a_cpu
-        ),
     },
 }
 
 
+if not TRITON_ALONE:
+    ARMS["more"]["cppo_packed_0.5_torch_head"] = Arm(
+        "CPPO, f = 0.5, packed, TRL's head of CPUs", 0.5, packed=True, within=head_of_a_cpu
+    )
 # The updates that take most memory, by which the layers are chosen.
 LARGEST = [ARMS["more"]["cppo_plain_1"], ARMS["more"]["every_row"]]
 

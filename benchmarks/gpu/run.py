@@ -9,12 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import trl.trainer.utils as trl_utils
 
 from ..cost.scale import small_config
 from ..lib.command import read_json, write_json
 from ..lib.shapes import Row, depth_of, load_config, with_depth
-from .arms import ARMS, GROUP, ROWS, SMOKE, prompt_tokens
+from .arms import ARMS, GROUP, ROWS, SMOKE, head_of, prompt_tokens
 from .correctness import ALLOWED, PACKED, check_families
 from .machine import Machine, installed_versions, unmet_requirements
 from .updates import Updates, build, find_depth, measure_point, weight_bytes
@@ -78,13 +77,12 @@ def _is_complete(report: dict[str, Any], points: list[tuple[str, Row]]) -> bool:
 
 def _head(options: argparse.Namespace, machine: Machine) -> dict[str, Any]:
     """What must be the same for a run to be gone on with."""
-    device = torch.device(machine.device)
     return {
         "smoke": options.smoke,
         "device": machine.facts(),
         "versions": installed_versions(),
         "unmet": unmet_requirements(),
-        "head": "Triton" if trl_utils._use_triton(device) else "PyTorch",
+        "head": head_of(machine.device),
         "model": MODEL,
         "repeats": options.repeats,
         "allowed": {str(dtype).removeprefix("torch."): asdict(errors) for dtype, errors in ALLOWED.items()},

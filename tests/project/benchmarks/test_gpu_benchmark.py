@@ -10,10 +10,11 @@ import sys
 
 import pytest
 import torch
+from trl.kernels import chunked_logprob
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import correctness, machine, report, run, updates
-from benchmarks.gpu.arms import ARMS, GROUP, ROWS, SMOKE, prompt_tokens
+from benchmarks.gpu.arms import ARMS, GROUP, ROWS, SMOKE, head_of, prompt_tokens
 from benchmarks.lib.shapes import Row, depth_of, load_config
 from trl_cppo.scoring import shared_prefix
 
@@ -106,7 +107,7 @@ def test_without_a_gpu_the_way_out_is_named(monkeypatch, capsys):
     ("dtypes", "what"), [([torch.float32, torch.bfloat16], "float32"), ([torch.bfloat16], "bfloat16")]
 )
 def test_what_is_wrong_ends_the_run(monkeypatch, dtypes, what):
-    """The last segment does not end where it should: its last token counts as one of another place."""
+    """Packed tokens are told the positions of others."""
     real = shared_prefix.packed_positions
     monkeypatch.setattr(shared_prefix, "packed_positions", lambda *args: real(*args).flip(-1))
     monkeypatch.setattr(correctness, "ALLOWED", {dtype: correctness.ALLOWED[dtype] for dtype in dtypes})
@@ -141,6 +142,14 @@ def test_a_family_that_does_not_run_is_named_and_the_measured_one_ends_the_run(m
     monkeypatch.setattr(correctness, "BUILDERS", correctness.BUILDERS / "gone.py")
     with pytest.raises(SystemExit, match="gone.py is missing"):
         correctness.check_families("cpu", ["llava"])
+
+
+def test_the_head_of_cpus_is_asked_for_by_its_arm(monkeypatch):
+    monkeypatch.setattr(chunked_logprob, "_TRITON_AVAILABLE", True)
+    assert head_of("cuda") == "Triton" and head_of("cpu") == "PyTorch"
+    with ARMS["more"]["cppo_packed_0.5_torch_head"].within():
+        assert head_of("cuda") == "PyTorch" and not chunked_logprob._use_triton(torch.device("cuda"))
+    assert head_of("cuda") == "Triton" and chunked_logprob._use_triton(torch.device("cuda"))
 
 
 class Stub:
