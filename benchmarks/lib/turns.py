@@ -4,6 +4,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 
 def seconds(run: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> float:
@@ -13,11 +14,21 @@ def seconds(run: Callable[[], None], clock: Callable[[], float] = time.perf_coun
 
 
 def take_turns(
-    run: Callable[[str], None], arms: list[str], repeats: int, clock: Callable[[], float] = time.perf_counter
+    run: Callable[[str], None],
+    arms: list[str],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+    around: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> list[dict[str, float]]:
-    """Seconds of each arm, again and again; another arm begins each time, for the first may find a cold cache."""
+    """
+    Seconds of each arm, again and again; another arm begins each time, for the first may find a cold cache. `around` opens what is in
+    force while an arm runs, outside of its time.
+    """
     rounds = []
     for place in range(repeats):
-        start = place % len(arms)
-        rounds.append({arm: seconds(lambda arm=arm: run(arm), clock) for arm in arms[start:] + arms[:start]})
+        start, times = place % len(arms), {}
+        for arm in arms[start:] + arms[:start]:
+            with around(arm):
+                times[arm] = seconds(lambda arm=arm: run(arm), clock)
+        rounds.append(times)
     return rounds
