@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 import torch
-from attention_reference import varlen
 from conftest import generation_batch, make_rows, make_trainer
+from flash_reference import varlen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.varlen import varlen_attn

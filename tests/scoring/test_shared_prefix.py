@@ -6,10 +6,10 @@ import importlib
 
 import pytest
 import torch
-from attention_reference import varlen
 from conftest import generation_batch, logged, make_rows, make_trainer, noted_requests, weights
 from datasets import Dataset
 from family_cases import SIZES, counts_of
+from flash_reference import varlen
 from peft import LoraConfig
 from PIL import Image
 from tiny_models import build

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.flash_attention import flash_attention_forward
@@ -61,9 +61,9 @@ def attend_padded(
     outputs = []
     if index.prefixes.size(1):
         rows = (_rows(tensor, index.prefixes) for tensor in (query, key, value))
-        outputs.append(scaled_dot_product_attention(*rows, is_causal=True, **kind))
+        outputs.append(functional.scaled_dot_product_attention(*rows, is_causal=True, **kind))
     rows = _rows(query, index.segments), _rows(key, index.segment_keys), _rows(value, index.segment_keys)
-    outputs.append(scaled_dot_product_attention(*rows, attn_mask=layout.hidden(query.dtype), **kind))
+    outputs.append(functional.scaled_dot_product_attention(*rows, attn_mask=layout.hidden(query.dtype), **kind))
     return _take(torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs]), index.outputs)
 
 
