@@ -38,6 +38,7 @@ REFERENCES = [
     {"name": "adamw", "optim": "adamw_torch"},
     {"name": "kl", "divergence": "kl"},
     {"name": "bounded", "bound": 0.05},
+    {"name": "budget", "budget": 1},
     {"name": "kl_lora", "divergence": "kl", "lora": True},
     *({"name": scenario, "scenario": scenario} for scenario in SCENARIOS),
     OLD_POLICY,
@@ -64,7 +65,11 @@ def runs_of(backend: str, full_matrix: bool) -> list[dict]:
         for kind in ("reentrant", "non_reentrant"):
             runs += [{**run, "name": f"{run['name']}-{kind}", "checkpointing": kind} for run in (FULL, LORA)]
         runs += [{"name": scenario, "scenario": scenario} for scenario in SCENARIOS] + [FROZEN_TEXT]
-        runs += [{"name": "kl", "divergence": "kl"}, {"name": "bounded", "bound": 0.05}]
+        runs += [
+            {"name": "kl", "divergence": "kl"},
+            {"name": "bounded", "bound": 0.05},
+            {"name": "budget", "budget": 1},
+        ]
         # Micro-batches of two rows, half a prompt; one process scores the old policy in packed rows, the other in plain ones.
         runs += [{**OLD_POLICY, "name": "old_policy-by_two", "accumulation": 4}]
         runs += [{"name": "kl_lora-reentrant", "divergence": "kl", "lora": True, "checkpointing": "reentrant"}]

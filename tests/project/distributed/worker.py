@@ -77,6 +77,7 @@ class Run:
     resume: bool = False
     divergence: str = "k3"
     bound: float | None = None
+    budget: int | None = None
     share_prefix: bool = True
     row: dict[str, Any] | None = None  # of a covering array, see combinations.py: settings on top of all these
     plain: bool = False  # prompts stay together, but nothing is packed
@@ -160,6 +161,7 @@ def make_args(run: Run, folder: Path) -> CPPOConfig:
         cpl_coef=1.0,
         cpl_divergence=run.divergence,
         cpl_max_gradient_ratio=run.bound,
+        cpl_rollouts_per_prompt=run.budget,
         share_prefix=run.share_prefix,
         freeze=run.freeze,
         lora_on=run.lora_on,
