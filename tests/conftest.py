@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny models, tasks and trainers that the tests share. Nothing here reaches the Hub."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -225,6 +226,16 @@ def deepspeed_ops(tmp_path_factory):
                 [sys.executable, "-c", source], env=environment, check=True, timeout=3600, capture_output=True
             )
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_searched():
+    """
+    Each training begins with accelerate's `gc.collect()`, 0.3 s over all that was ever imported, and more in a long process. What a
+    file's tests find is left out of it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

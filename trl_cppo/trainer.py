@@ -37,6 +37,7 @@ from .run.card.saving import WeightsClock, without_peft_card
 from .run.card.sources import find_base_model, hub_dataset
 from .run.completions import PERCEPTION_TOKENS, TABLE_ROW, CompletionsTable
 from .run.rows.checks import check_datasets, check_solutions, images_of
+from .run.rows.forwards import memory_note, noting_memory
 from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.overview import check_epoch, report_epoch
@@ -266,6 +267,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
         self.add_callback(self.weights_clock)
         self._saving_checkpoint = False  # which is not lost for its card
         self._request: ScoringRequest | None = None  # of the generation batch or the loss that is being computed
+        self._scored: tuple[int, int, int] | None = None  # by the loss: rows, those of views, tokens of all
         self.rewards = torch.empty(0)
         self._given_completions: list[list[int]] | None = None  # in the place of sampled ones
         self._last_generation = (-1, 0)  # optimizer step, place among the generation batches of that step
@@ -314,7 +316,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
     def log_prompt_lengths(self) -> None:
         """Log how many tokens the longest prompts make, where these are the data set's: see [`report_prompt_lengths`]."""
         if not self.rollouts_bring_images:
-            report_prompt_lengths(self.train_dataset, self.args, self.model.config, self.num_prompt_tokens)
+            packs = self.shared_prefix is not None
+            report_prompt_lengths(self.train_dataset, self.args, self.model.config, self.num_prompt_tokens, packs)
 
     def num_prompt_tokens(self, row: dict[str, Any]) -> int:
         """How many tokens the prompt of a row of the data set makes, images included."""
@@ -451,6 +454,19 @@ class CPPOTrainer(RepairedGRPOTrainer):
 
     # The loss of a micro-batch ---------------------------------------------------------------------------------------
 
+    def training_step(self, *args, **kwargs):
+        """Where memory does not suffice for a loss or its backward, the error says what was scored."""
+        self._scored = None
+        with noting_memory(self._memory_note):
+            return super().training_step(*args, **kwargs)
+
+    def _memory_note(self) -> str | None:
+        if self._scored is None:  # it was not the loss
+            return None
+        rows, views, tokens = self._scored
+        ratio = 1.0 if self.shared_prefix is None else self.shared_prefix.token_ratio
+        return memory_note(self.args, rows, views, tokens * ratio)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """L_GRPO + λ · CPL. TRL's loss scores the rollouts, and the views with them."""
         with self._asking(self._request_of(inputs)) as request:
@@ -495,6 +511,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
         extended = (
             append_view_rows(scoring, request.rows, request.pairs, self.view_processor) if with_views else scoring
         )
+        if with_views:
+            ids = extended["input_ids"]
+            self._scored = len(ids), 2 * len(request.rows), ids.numel()
         exact = self.args.cpl_divergence == "kl" and with_views
         positions = None if self.shared_prefix is None else self.shared_prefix.positions
         with answering_exact_kl(request, extended, self._objective(), positions) if exact else nullcontext():

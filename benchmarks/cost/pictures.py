@@ -120,3 +120,7 @@ def _draw_lengths(report: dict[str, Any], cost: Any, memory: Any, name: str, lab
             memory.plot(x, [point["peak_bytes"] / GIB for point in again], **line)
     cost.set(xlabel=label, ylabel="TFLOP a row")
     memory.set(xlabel=label, ylabel="GiB of activations, 2 rows", title="with checkpointing")
+
+
+def draw_step(report: dict[str, Any], path: Path) -> None:
+    pass

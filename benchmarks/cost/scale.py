@@ -28,7 +28,7 @@ from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, w
 from ..lib.counting import versions
 from ..lib.shapes import Depth, Row, ShapeBench, count_parameters, load_config, shrink
 from .pictures import draw_prefix, draw_scale
-from .scale_tables import POINT, tables
+from .scale_tables import BUDGET_ARM, POINT, tables
 
 MODELS = ("qwen2_5_vl_3b", "qwen2_5_vl_7b")
 BASE = Row(text=128, patches=1024, completion=512)  # a 448 × 448 image: 1,024 patches, 256 tokens
@@ -37,6 +37,7 @@ BATCH, SHARES = 4, (0.0, 0.25, 0.5, 1.0)
 PAIR = 2  # rows of the batches whose lengths vary, one of them gated
 PROMPTS = {300: (44, 1024), 600: (88, 2048), 1200: (176, 4096)}  # tokens: those of text, patches of four to a token
 PREFIX_GROUP, PREFIX_COMPLETIONS = 8, (100, 200, 400, 800, 1600, 3200)  # rollouts of a prompt that share its prefix
+BUDGETS, BUDGET_COMPLETIONS = (1, 2), (200, 800, 1600, 3200)  # K, beside half of the rollouts gated
 Key = tuple[str, Row, int, int, str, bool]  # model, row, rows of the batch, gated ones, arm, checkpointing
 
 
@@ -75,6 +76,9 @@ def prefix_points(model: str) -> Iterator[Key]:
     long = Row(*PROMPTS[1200], completion=100)
     yield model, long, 16, 0, "grpo", False
     yield model, long, 16, 8, "cppo_shared", False
+    for completion in BUDGET_COMPLETIONS:  # after all others, which a file of an older call may hold
+        for budget in BUDGETS:
+            yield model, Row(*PROMPTS[600], completion), PREFIX_GROUP, budget, BUDGET_ARM, False
 
 
 def name_point(key: Key) -> dict[str, Any]:

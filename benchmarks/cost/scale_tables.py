@@ -12,6 +12,7 @@ STATES = 2 + 2 + 12
 GPUS = (1, 2, 4, 8)
 GIB = 2**30
 LENGTH = ("text", "patches", "completion")
+BUDGET_ARM = "cppo_shared_budget"  # `gated` is K then: as many rows have views, whatever is gated beside them
 POINT = ("model", *LENGTH, "rows", "gated", "arm", "checkpointing")  # what identifies one
 
 
@@ -102,6 +103,20 @@ def _prefix_table(report: dict[str, Any]) -> str:
     return table(([f"{number:g}" for number in key] + rows[key] for key in sorted(rows)), head)
 
 
+def _budget_table(report: dict[str, Any]) -> str:
+    names, rows = ("flops", "saved_bytes", "peak_bytes"), []
+    for point in select(report, model=next(iter(TITLES)), arm=BUDGET_ARM):
+        cells = []
+        for model in TITLES:
+            same = {name: point[name] for name in (*LENGTH, "rows", "checkpointing")} | {"model": model}
+            grpo, own = one(report, **same, arm="grpo"), one(report, **same, arm=BUDGET_ARM, gated=point["gated"])
+            every = one(report, **same, arm="cppo_shared", gated=point["rows"] // 2)
+            cells += [f"{own[name] / grpo[name]:.2f} ({every[name] / grpo[name]:.2f})" for name in names]
+        rows.append([f"{point['completion']:,}", str(point["gated"]), *cells])
+    titles = [f"{title}: {name}" for title in TITLES.values() for name in ("FLOPs", "bytes kept", "peak")]
+    return table(rows, ["completion", "K", *titles])
+
+
 def tables(report: dict[str, Any]) -> str:
     """Markdown."""
     errors, settings = report["check"], report["settings"]
@@ -117,5 +132,7 @@ def tables(report: dict[str, Any]) -> str:
             _lengths_table(report),
             "CPPO with a shared prefix over GRPO, a micro-batch of the rollouts of one prompt:",
             _prefix_table(report),
+            "The same at a prompt of 600, 8 rollouts and f = 0.5 with views of K rollouts (in brackets: of all that are gated):",
+            _budget_table(report),
         ]
     )

@@ -2,21 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout of packed prompts and their attention, against loops and a mask over the whole row."""
 
-import json
+import inspect
+from collections import Counter
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
-from conftest import make_rows, make_trainer
+from conftest import generation_batch, make_rows, make_trainer
+from flash_reference import varlen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForImageTextToText
+from torch.nn.attention.varlen import varlen_attn
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from trl_cppo.scoring.attention import ATTENTION, lengths_as_mask, packed_attention
-from trl_cppo.scoring.packing import plan_packing
+from trl_cppo.scoring import attention
+from trl_cppo.scoring.attention import PackedForwards, attend_padded, attend_ragged, packed_mask
+from trl_cppo.scoring.packing import Layout, plan_packing
 
-MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True)
 LENGTHS = st.lists(
     st.builds(lambda prefix, segments: [prefix, *segments], st.integers(0, 5), st.lists(st.integers(1, 5), min_size=1, max_size=4)),
     min_size=1, max_size=3,
@@ -37,31 +43,129 @@ def visible(lengths):
     )
 
 
+def pytorchs_varlen(*args, **kwargs):
+    """The same under PyTorch's name, with its arguments."""
+    given = inspect.signature(varlen_attn).bind(*args, **kwargs).arguments
+    assert given["window_size"] == (-1, 0)  # causal
+    assert given["enable_gqa"] == (given["query"].size(1) != given["key"].size(1))
+    lengths = given["cu_seq_q"], given["cu_seq_k"], given["max_q"], given["max_k"]
+    return varlen(given["query"], given["key"], given["value"], *lengths, given["scale"], causal=True)
+
+
 @settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS)
-def test_attention_is_that_under_a_mask_over_the_row(lengths):
+@given(lengths=LENGTHS, heads=st.sampled_from([2, 4]))
+def test_attention_is_that_under_a_mask_over_the_row(lengths, heads):
     total, draw = sum(map(sum, lengths)), torch.Generator().manual_seed(0)
     tensors = [
-        torch.randn(1, heads, total, 8, dtype=torch.float64, generator=draw, requires_grad=True) for heads in (4, 2, 2)
+        torch.randn(total, of_kind, 8, dtype=torch.float64, generator=draw, requires_grad=True)
+        for of_kind in (heads, 2, 2)
     ]
-    weight = torch.randn(1, total, 4, 8, dtype=torch.float64, generator=draw)
-    results = []
-    for attend, mask in (
-        (packed_attention, lengths_as_mask(lengths)),
-        (sdpa_attention_forward, visible(lengths)[None, None]),
-    ):
-        output, _ = attend(MODULE, *tensors, mask, dropout=0.0, scaling=0.3, is_causal=True)
-        results.append([output, *torch.autograd.grad((output * weight).sum(), tensors)])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    weight = torch.randn(total, heads, 8, dtype=torch.float64, generator=draw)
+    module, rows = (
+        SimpleNamespace(num_key_value_groups=heads // 2),
+        [tensor.transpose(0, 1)[None] for tensor in tensors],
+    )
+    output, _ = sdpa_attention_forward(module, *rows, visible(lengths)[None, None], scaling=0.3)
+    expected = [output[0], *torch.autograd.grad((output[0] * weight).sum(), tensors)]
+    for attend in (attend_padded, attend_ragged):
+        with mock.patch.object(attention, "varlen_attn", pytorchs_varlen):
+            output = attend(*tensors, Layout(lengths, torch.device("cpu")), 0.3)
+        ours = [output, *torch.autograd.grad((output * weight).sum(), tensors)]
+        for value, other in zip(ours, expected, strict=True):
+            torch.testing.assert_close(value, other, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6).tril().bool()])
-def test_other_rows_get_the_attention_they_had(mask):
+def test_gradients_of_half_precision_are_added_in_float32():
+    layout = Layout([[1, *[1] * 512]], torch.device("cpu"))
+    key, value = (torch.zeros(513, 1, 8, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    attend_padded(torch.zeros_like(key), key, value, layout, None)[1:].sum().backward()
+    # Half of each segment's; added one by one in bf16 they would stop at 128.
+    assert value.grad[0].tolist() == [[256.0] * 8]
+
+
+def test_no_layer_reads_a_value_from_the_device():
+    # Tensors without data have none to read; `Layout` has made its indices before.
+    lengths, meta = [[3, 2, 4], [0, 1], [5, 2]], torch.device("meta")
+    tensors = [torch.randn(17, heads, 8, device=meta, requires_grad=True) for heads in (4, 2, 2)]
+    for attend in (attend_padded, attend_ragged):
+        output = attend(*tensors, Layout(lengths, meta), None)
+        assert output.shape == (17, 4, 8)
+        assert all(gradient is not None for gradient in torch.autograd.grad(output.sum(), tensors))
+
+
+class Unread(TorchFunctionMode):
+    """Refuses what makes the host wait for the device."""
+
+    READING = {"tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "unique"}
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        assert function.__name__ not in self.READING, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("use_reentrant", [None, False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_layers_do_not_make_the_host_wait(tmp_path, monkeypatch, use_reentrant, ragged):
+    checkpointing = use_reentrant is not None
+    trainer = make_trainer(
+        tmp_path, make_rows([1, 2, 1, 1]), share_prefix=True, cpl_coef=1.0, gradient_checkpointing=checkpointing,
+        **({"gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}} if checkpointing else {}),
+    )  # fmt: skip
+    batch = generation_batch(trainer)
+    trainer.current_gradient_accumulation_steps = 1
+    if checkpointing:  # as train() does
+        trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+    modes, attended = [], []
+    if ragged:
+        monkeypatch.setattr(attention, "takes_ragged", lambda query: True)
+        monkeypatch.setattr(attention, "varlen_attn", lambda query, *args, **kwargs: attended.append(1) or query * 1.0)
+
+    layers = trainer.model.model.language_model.layers
+    for layer in layers:
+
+        def forward(*args, forward=layer.self_attn.forward, **kwargs):
+            modes.append(Unread())
+            with modes[-1]:
+                return forward(*args, **kwargs)
+
+        monkeypatch.setattr(layer.self_attn, "forward", forward)
+    trainer.compute_loss(trainer.model, batch).backward()
+    assert len(modes) == len(layers) * (1 + checkpointing) and all(mode.calls > 5 for mode in modes)
+    assert len(attended) == ragged * len(modes)
+
+
+def test_other_rows_get_the_attention_they_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(PackedForwards, "_users", Counter())  # not of the trainers of other tests
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+
+    def attend(mask, **kwargs):
+        module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)[0]
+
     query, key, value = (torch.randn(1, heads, 6, 8) for heads in (4, 2, 2))
-    ours, _ = packed_attention(MODULE, query, key, value, mask)
-    expected, _ = sdpa_attention_forward(MODULE, query, key, value, mask)
-    assert torch.equal(ours, expected)
+    masks = None, torch.ones(1, 1, 6, 6).tril().bool(), torch.zeros(1, 1, 6, 6)
+    expected, theirs = [attend(mask) for mask in masks], ALL_ATTENTION_FUNCTIONS["sdpa"]
+    trainers = [make_trainer(tmp_path, make_rows([1, 1]), share_prefix=True) for _ in range(2)]
+    for trainer in trainers:
+        trainer.attach_hooks()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not theirs
+    for mask, output in zip(masks, expected, strict=True):
+        assert torch.equal(attend(mask), output) and torch.equal(
+            attend(mask, packed_prompts="not of this forward"), output
+        )
+    with pytest.raises(
+        RuntimeError, match="SimpleNamespace was not given its model's arguments. Set share_prefix=False"
+    ):
+        attend(packed_mask(query.device))
+    trainers[0].detach_hooks()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not theirs
+    trainers[1].detach_hooks()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is theirs
 
 
 @settings(max_examples=50, deadline=None)
@@ -96,20 +200,3 @@ def test_every_token_is_where_the_layout_says(data, num_prompts, group, longest,
         assert torch.equal(positions[places[packing.scored]], ids[:, longest:][packing.scored])
     unpacked = packing.unpack(predicted[None].float())
     assert torch.equal(unpacked, ids[:, longest:].float() * packing.scored)
-
-
-def test_a_saved_model_does_not_know_of_it(tmp_path):
-    trainer = make_trainer(tmp_path, make_rows([1, 1]), max_steps=1, save_strategy="steps", save_steps=1)
-    seen, save = [], trainer.save_model
-
-    def save_model(*args, **kwargs):
-        seen.append(trainer.model.config.text_config._attn_implementation)
-        save(*args, **kwargs)
-
-    trainer.save_model = save_model
-    trainer.train()
-    assert set(seen) == {ATTENTION}
-    folder = tmp_path / "checkpoint-1"
-    assert ATTENTION not in json.dumps(json.loads((folder / "config.json").read_text()))
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    assert model.config.text_config._attn_implementation == "sdpa"

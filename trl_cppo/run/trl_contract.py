@@ -37,6 +37,7 @@ _METHODS: dict[str, tuple] = {
     "_generate_single_turn": ("prompt_ids", "images", ...),
     "_calculate_rewards": ("inputs", ...),
     "_log_completion_extra": ("column", "values"),
+    "training_step": (...,),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "log": ("logs", ...),
     "evaluation_loop": (...,),

@@ -23,7 +23,7 @@ from trl import GRPOTrainer
 from trl.import_utils import is_vllm_available
 
 from ..rewards.grading import SOLUTION
-from ..scoring.families import placeholder_texts
+from ..scoring.families import family_of, placeholder_texts
 from ..scoring.imageless import ImagelessForwards
 from .checkpoints import is_complete, last_complete_checkpoint, missing_state
 from .completions import even_contents
@@ -36,6 +36,7 @@ from .rows.checks import (
     may_be_a_rows_fault,
     row_names,
 )
+from .rows.once import OncePerPrompt
 from .trl_contract import check_trainer, check_trl
 from .upstream_vllm import repaired_vllm
 from .weights import checked_loading, restore
@@ -71,6 +72,9 @@ class RepairedGRPOTrainer(GRPOTrainer):
             self._tokenizer.padding_side = "left"
         self.rollout_images: list[list[Any] | None] | None = None
         self._rows_are_suspected = True
+        self._once: OncePerPrompt | None = (
+            None  # made at the first batch, for a family that is not known is told before
+        )
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         self.imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         self.model_hooks = [self.imageless]
@@ -197,7 +201,9 @@ class RepairedGRPOTrainer(GRPOTrainer):
         # Reading errors of `datasets` name neither row nor column.
         if isinstance(dataset, Dataset):
             dataset = self._remove_unused_columns(dataset, description=description)
-            dataset = LocatedRows(dataset, f"the {description.lower()} data set")
+            # An environment may draw on the image of its rollout.
+            once = self.environment_factories is None and not self.tools
+            dataset = LocatedRows(dataset, f"the {description.lower()} data set", decode_once=once)
         return super()._get_dataloader(dataset, description, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -211,7 +217,8 @@ class RepairedGRPOTrainer(GRPOTrainer):
             given = (
                 rows if self.environment_factories is not None else _hide_missing_images(rows)
             )  # rows go to `reset`
-            batch = super()._generate_and_score_completions(given)
+            with self._processing_once():
+                batch = super()._generate_and_score_completions(given)
             if log_images and self.log_completions:
                 images = self.rollout_images or [images_of(row)[1] for row in rows]
                 self._logs["images"].extend(gather_object([row_images or [] for row_images in images]))
@@ -224,6 +231,18 @@ class RepairedGRPOTrainer(GRPOTrainer):
             raise
         finally:
             self.log_multimodal = self.log_multimodal or log_images
+
+    @contextmanager
+    def _processing_once(self) -> Iterator[None]:
+        """While this is open, the processor processes a prompt once for all its rollouts; a rollout function gets it as it is."""
+        processor = self.processing_class
+        if self._once is None:
+            self._once = OncePerPrompt(processor, family_of(self.accelerator.unwrap_model(self.model)).pixels_by_row)
+        self.processing_class = self._once if self.rollout_func is None else processor
+        try:
+            yield
+        finally:
+            self.processing_class = processor
 
     def _find_row_fault(self, inputs: list[dict[str, Any]], error: Exception) -> str | None:
         if not self._rows_are_suspected:  # a reward's error: no image needs to be decoded again

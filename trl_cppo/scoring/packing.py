@@ -6,7 +6,10 @@ A packed prompt is its prefix, all tokens but the last, and a segment for each r
 the first completion token, and the completion. A segment sees the prefix and itself, at the positions that it has in a row of
 its own, so that causal attention makes its states the same (`attention.py`).
 
-Shapes: `B` rows as TRL scores them, of `S` tokens, the last `T` of them completions; `L` packed tokens.
+For attention, each prefix and each segment is a sequence of queries, whose keys are the prefix, or the prefix and the segment: causal,
+with the last query at the last key.
+
+Shapes: `B` rows as TRL scores them, of `S` tokens, the last `T` of them completions; `L` packed tokens; `K` keys of all sequences.
 """
 
 from collections.abc import Callable, Hashable
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from .arguments import BY_ROW, COUNTS, PIXELS, entries_of_rows, given_arguments
 from .head import head_positions
@@ -41,6 +45,102 @@ class Packing:
         L − 1 positions, or, on Triton devices, the labelled ones. Without meaning where nothing is scored.
         """
         return head_positions(self.labelled[0, 1:], num_scored)[self.places]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The sequences of packed prompts as kernels for any lengths take them: the queries are the packed tokens in their order."""
+
+    keys: torch.Tensor  # (K,), int64: the packed token of each key
+    query_ends: torch.Tensor  # (sequences + 1,), int32: 0, then the end of each sequence's queries
+    key_ends: torch.Tensor  # (sequences + 1,), int32: the same of its keys
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
+class Padded:
+    """The same as rows of two batches, of the prefixes and of the segments. Int64; what is in the padding has no influence."""
+
+    prefixes: torch.Tensor  # (prompts, longest prefix): packed tokens, padded at the end
+    segments: torch.Tensor  # (segments, longest segment): padded at the end
+    segment_keys: torch.Tensor  # (segments, longest prefix + longest segment): the prefixes padded in front
+    paddings: torch.Tensor  # (segments or 1,): how much there is in front; 1 where there is none
+    outputs: torch.Tensor  # (L,): the place of each packed token among those of all prefixes, then all segments
+
+
+class Layout:
+    """
+    Which tokens of a packed row see which, as indices: made once a forward, for no layer may read lengths from the device.
+
+    Args:
+        lengths (`list[list[int]]`): of each packed prompt, in tokens: its prefix, which may be empty, then each segment.
+        device (`torch.device`): of the tokens.
+
+    Attributes:
+        ragged ([`Ragged`]), padded ([`Padded`]): the indices, on the device.
+    """
+
+    def __init__(self, lengths: list[list[int]], device: torch.device):
+        self.lengths, self.device = lengths, device
+        tokens = iter(torch.arange(sum(map(sum, lengths))).split([length for prompt in lengths for length in prompt]))
+        prompts = [[next(tokens) for _ in prompt] for prompt in lengths]
+        self.ragged, self.padded = self._moved(_ragged(prompts)), self._moved(_padded(prompts))
+        self._elsewhere: dict[torch.device, Layout] = {}
+        self._hidden: dict[torch.dtype, torch.Tensor] = {}
+
+    def on(self, device: torch.device) -> "Layout":
+        """The same for a layer on another device, where a model lies on several."""
+        if device == self.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Layout(self.lengths, device)
+        return self._elsewhere[device]
+
+    def hidden(self, dtype: torch.dtype) -> torch.Tensor:
+        """
+        The mask of the padded segments, `(segments or 1, 1, longest segment, longest prefix + longest segment)`: 0, or -inf for
+        what a query must not see. One tensor for all layers, which keep it for their backward.
+        """
+        if dtype not in self._hidden:
+            index, (longest, width) = self.padded, (self.padded.segments.size(1), self.padded.segment_keys.size(1))
+            keys = torch.arange(width, device=self.device)
+            seen = (keys <= keys[width - longest :, None]) & (keys >= index.paddings[:, None, None])
+            hidden = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
+            self._hidden[dtype] = hidden[:, None]
+        return self._hidden[dtype]
+
+    def _moved(self, index: Ragged | Padded) -> Ragged | Padded:
+        def move(value: torch.Tensor | int) -> torch.Tensor | int:
+            if isinstance(value, int) or self.device.type != "cuda":
+                return value if isinstance(value, int) else value.to(self.device)
+            return value.pin_memory().to(
+                self.device, non_blocking=True
+            )  # from other memory the copy waits for the device
+
+        return type(index)(**{name: move(value) for name, value in vars(index).items()})
+
+
+def _ragged(prompts: list[list[torch.Tensor]]) -> Ragged:
+    sequences = []
+    for prefix, *segments in prompts:
+        sequences += [(prefix, prefix)] if len(prefix) else []
+        sequences += [(segment, torch.cat([prefix, segment])) for segment in segments]
+    lengths = [[len(places) for places in of_kind] for of_kind in zip(*sequences, strict=True)]
+    query_ends, key_ends = (torch.tensor([0, *of_kind]).cumsum(0).int() for of_kind in lengths)
+    return Ragged(torch.cat([keys for _, keys in sequences]), query_ends, key_ends, *map(max, lengths))
+
+
+def _padded(prompts: list[list[torch.Tensor]]) -> Padded:
+    prefixes = pad_sequence([prefix for prefix, *_ in prompts], batch_first=True, padding_value=-1)
+    segments = pad_sequence([one for _, *rest in prompts for one in rest], batch_first=True, padding_value=-1)
+    in_front = pad_sequence([prefix for prefix, *rest in prompts for _ in rest], True, -1, padding_side="left")
+    paddings = (in_front < 0).sum(dim=1)
+    places = torch.cat([prefixes.flatten(), segments.flatten()])
+    filled = (places >= 0).nonzero()[:, 0]
+    outputs = torch.empty_like(filled).scatter_(0, places[filled], filled)
+    rows = (tensor.clamp(min=0) for tensor in (prefixes, segments, torch.cat([in_front, segments], dim=1)))
+    return Padded(*rows, paddings if paddings.any() else paddings[:1], outputs)
 
 
 def plan_packing(attention_mask: torch.Tensor, num_scored: int, prompts: list[list[int]]) -> Packing:
@@ -120,7 +220,7 @@ def pack_scoring(scoring: dict[str, Any], packing: Packing, pixels_by_row: bool)
     packed = dict(scoring, batch_size=None)
     for name in BY_ROW & given_arguments(scoring):
         packed[name] = scoring[name][packing.source_rows, packing.source_columns]
-    packed["attention_mask"] = torch.ones_like(packed["input_ids"])  # PackedForwards puts the prompts' lengths there
+    packed["attention_mask"] = torch.ones_like(packed["input_ids"])  # PackedForwards puts its own there
     packed["logits_to_keep"] = packed["input_ids"].size(1) - 1
     firsts = [members[0] for members in packing.prompts]
     for name in PIXELS & given_arguments(scoring):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..config import CPPOConfig
 from .arguments import SCORING_ARGUMENTS
-from .attention import ATTENTION, PackedForwards
+from .attention import PackedForwards, keeps_prompts_apart
 from .families import PACKABLE_TEXT_MODELS, family_of, mrope_index, placeholder_ids
 from .packing import Packing, pack_scoring, packed_positions, plan_packing, same_prompts, tokens_saved
 from .regrouping import micro_batches_matter, regrouped, window_size
@@ -242,10 +242,10 @@ def _model_obstacle(model: PreTrainedModel) -> str | None:
     family, text = model.config.model_type, model.config.get_text_config()
     if family_of(model).unpackable is not None:
         return f"{family} cannot: {family_of(model).unpackable}"
-    if text._attn_implementation not in ("sdpa", ATTENTION):
+    if not keeps_prompts_apart(text._attn_implementation):
         return (
             f"the attention implementation {text._attn_implementation!r} cannot keep rollouts apart; load the model with "
-            "attn_implementation='sdpa'"
+            "attn_implementation='sdpa' or 'flash_attention_2'"
         )
     if text.model_type not in PACKABLE_TEXT_MODELS:
         return f"the text model {text.model_type} was not tested; known: {', '.join(PACKABLE_TEXT_MODELS)}"

@@ -21,7 +21,7 @@ from trl_cppo.commands.plan.counts.batch import MicroBatch
 from trl_cppo.commands.plan.counts.images import ImageMaker, load_image_processor
 from trl_cppo.commands.plan.counts.update import UpdateBench
 from trl_cppo.commands.plan.model import Lora, build_model, count_parameters, load_config, states_of
-from trl_cppo.commands.plan.page import flags
+from trl_cppo.commands.plan.page import budget_lines, flags
 from trl_cppo.commands.plan.rows import measure
 from trl_cppo.commands.plan.search import Fit, Planner
 from trl_cppo.commands.train.arguments import parse
@@ -118,6 +118,27 @@ def test_a_shared_prefix_is_told_in_tokens(folder):
     assert one.tokens == 4 * (57 + 4 * 25 + 2 * (57 + 2 * 25))
 
 
+def test_a_budget_of_views_is_counted_and_suggested_where_memory_does_not_suffice(folder):
+    args = arguments(folder, share_prefix=True, gated_share=0.6, prompt_tokens=40, **SAMPLED_ELSEWHERE)
+    planned, within = planner(args), planner(dataclasses.replace(args, cpl_rollouts_per_prompt=1))
+    assert planned.worst_case(8) == MicroBatch(2, 4, 3, True) and within.worst_case(8) == MicroBatch(2, 4, 1, True)
+    assert within.worst_case(2) == MicroBatch(1, 2, 1, True)
+    assert within.cost(4).tokens == 4 * (57 + 4 * 25 + 2 * (57 + 25))  # one of the 2.4 gated rollouts of a prompt
+    assert within.cost(2).tokens == 8 * (57 + 2 * 25 + 57 + 25)  # half a prompt holds it every other time
+    whole, one = planned._fit(2, 4), within._fit(2, 4)
+    assert one.worst.peak_bytes < whole.worst.peak_bytes and one.states == whole.states
+    planned.args = dataclasses.replace(args, gpu_memory=(used(one, args) + 100) / 0.9 / GIB)
+    fit = planned.fit()
+    assert (fit.rows, planned.within_budget(fit).rows) == (2, 4)
+    assert "micro-batches of 4 rows fit, not 2 alone" in budget_lines(fit, planned.within_budget(fit))[0]
+    planned.args = dataclasses.replace(planned.args, per_device_train_batch_size=4)
+    fit = planned.fit()
+    assert fit.free < 0 < planned.within_budget(fit).free
+    assert "With --cpl_rollouts_per_prompt 1 it fits" in budget_lines(fit, planned.within_budget(fit))[0]
+    planned.args = args
+    assert planned.within_budget(planned.fit()) is None and budget_lines(fit, None) == []
+
+
 def test_reference_vllm_and_limits_count(folder):
     plain, more = (
         planner(arguments(folder, **changes)) for changes in (SAMPLED_ELSEWHERE, {"beta": 0.1, "use_vllm": True})
@@ -157,7 +178,7 @@ def test_the_command_prints_a_plan(folder, capsys):
 
 
 PASTED = [
-    ({}, dict(zero_stage=0), dict(use_peft=False, share_prefix="auto", freeze=None)),
+    ({}, dict(zero_stage=0), dict(use_peft=False, share_prefix="auto", freeze=None, cpl_rollouts_per_prompt=None)),
     (
         {"use_peft": True, "lora_on": ["vision_tower", "projector"], "num_gpus": 2, "max_pixels": 4000},
         dict(zero_stage=0, num_processes=2, use_deepspeed=False),
@@ -169,9 +190,9 @@ PASTED = [
         dict(freeze=["vision_tower"], vllm_enable_sleep_mode=True, vllm_mode="colocate", beta=0.1, dataset_name="my data"),
     ),
     (
-        {"dtype": "float32", "share_prefix": "false", "gradient_checkpointing": False, "cpl_divergence": "kl"},
+        {"dtype": "float32", "share_prefix": "false", "gradient_checkpointing": False, "cpl_divergence": "kl", "cpl_rollouts_per_prompt": 2},
         dict(zero_stage=2, use_deepspeed=True, mixed_precision="no"),
-        dict(dtype="float32", share_prefix=False, gradient_checkpointing=False, cpl_divergence="kl"),
+        dict(dtype="float32", share_prefix=False, gradient_checkpointing=False, cpl_divergence="kl", cpl_rollouts_per_prompt=2),
     ),
 ]  # fmt: skip
 
@@ -272,6 +293,7 @@ def test_a_data_set_gives_lengths_and_prompts(folder, tmp_path):
     [
         (["--image_size", "448"], "width x height such as 448x448; got '448'"),
         (["--gated_share", "2"], "--gated_share is a share from 0 to 1; got 2.0"),
+        (["--cpl_rollouts_per_prompt", "0"], "--cpl_rollouts_per_prompt must be 1 or more; got 0"),
         (["--zero_stage", "4"], "--zero_stage must be one of 0, 1, 2, 3; got 4"),
         (["--num_gpus", "3"], "do not divide by 3 GPUs; change --prompts_per_step"),
         (

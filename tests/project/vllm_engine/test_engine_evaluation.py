@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from conftest import make_rows
 from datasets import DatasetDict
 from engine import MIXED, SIZES, forget
@@ -27,10 +28,14 @@ def evaluate(model, output, *flags):
 
 
 @pytest.fixture(autouse=True)
-def apart():
-    """From the engines of other tests."""
+def apart(monkeypatch):
+    """From the engines of other tests, whose trainers leave one process's state and variables of a launcher behind."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    PartialState._reset_state()
     forget()
     yield
+    PartialState._reset_state()
     forget()
 
 

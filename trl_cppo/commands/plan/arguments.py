@@ -49,7 +49,8 @@ class PlanArguments:
         None, "Tokens of the usual completion: FLOPs are counted for them. Default: the longest."
     )
     num_generations: int = _flag(8, "Rollouts of a prompt.")
-    gated_share: float = _flag(0.5, "Share f of the rollouts that have views: the metric cpl/gated_ratio.")
+    gated_share: float = _flag(0.5, "Share f of the rollouts that are gated: the metric cpl/gated_ratio.")
+    cpl_rollouts_per_prompt: int | None = as_in_training("cpl_rollouts_per_prompt")
     prompts_per_step: int = _flag(32, "Prompts of an optimizer step, on all GPUs.")
     num_prompts: int | None = _flag(None, "Rows of the data set, for the hours of an epoch.")
     num_gpus: int = _flag(1, "GPUs of the run.")
@@ -102,6 +103,8 @@ class PlanArguments:
         for name in counts:
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be above 0; got {getattr(self, name)}.")
+        if self.cpl_rollouts_per_prompt is not None and self.cpl_rollouts_per_prompt < 1:
+            raise ValueError(f"--cpl_rollouts_per_prompt must be 1 or more; got {self.cpl_rollouts_per_prompt}.")
         if self.num_generations < 2:
             raise ValueError(f"--num_generations must be 2 or more; got {self.num_generations}.")
         for name, known in (("zero_stage", (None, 0, 1, 2, 3)), ("dtype", ("bfloat16", "float32"))):
@@ -125,6 +128,11 @@ class PlanArguments:
     @property
     def lora(self) -> Lora | None:
         return Lora(self.lora_r, self.lora_target_modules) if self.use_peft else None
+
+    @property
+    def budget(self) -> int:
+        """The most rollouts of a prompt that have views."""
+        return min(self.cpl_rollouts_per_prompt or self.num_generations, self.num_generations)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -40,7 +40,7 @@ def make_plan(args: PlanArguments) -> list[str]:
     cost = planner.cost(fit.rows)
     _say("the same " + ("without" if args.gradient_checkpointing else "with") + " checkpointing")
     other = bench(not args.gradient_checkpointing).count(planner.longest, planner.worst_case(fit.rows))
-    return plan_lines(planner, fit, cost, other, own_settings)
+    return plan_lines(planner, fit, cost, other, own_settings, planner.within_budget(fit))
 
 
 def _say(what: str) -> None:

@@ -145,6 +145,7 @@ def flags(args: PlanArguments, fit: Fit) -> list[str]:
         "beta": args.beta,
     }
     given = [(name, getattr(args, name)) for name in ("max_pixels", "min_pixels", "router_aux_loss_coef", "freeze")]
+    given.append(("cpl_rollouts_per_prompt", args.cpl_rollouts_per_prompt))
     if args.dtype == "float32":
         given.append(("bf16", False))  # whose autocast would make copies that are not counted
     if args.dataset_name is not None:
@@ -174,8 +175,21 @@ def _word(value: Any) -> str:
     return " ".join(map(shlex.quote, value)) if isinstance(value, list) else shlex.quote(str(value))
 
 
-def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_settings: bool) -> list[str]:
-    """The whole plan."""
+def budget_lines(fit: Fit, smaller: Fit | None) -> list[str]:
+    """What views of one rollout a prompt make possible, where they do."""
+    if smaller is None:
+        return []
+    gain = "it fits" if fit.free < 0 else f"micro-batches of {smaller.rows} rows fit, not {fit.rows} alone"
+    return [
+        f"  With --cpl_rollouts_per_prompt 1 {gain}: {gib(smaller.worst.peak_bytes).strip()} at the peak of an update of {smaller.rows} "
+        "rows (docs/tuning.md says when to use it)."
+    ]
+
+
+def plan_lines(
+    planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_settings: bool, smaller: Fit | None = None
+) -> list[str]:
+    """The whole plan. `smaller`: see [`Planner.within_budget`]."""
     args, bench = planner.args, planner.bench
     total, trained = count_parameters(bench.model)
     sizes, tokens = planner.longest.sizes, planner.prompt_tokens - planner.longest.text
@@ -205,6 +219,8 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
     reason = bench.plain_because if fit.rows > 1 else "micro-batches of one row"
     if not micro.shared or bench.unpacked:
         sharing = f"Rollouts are in rows of their own: {reason or bench.unpacked}."
+    budget = args.cpl_rollouts_per_prompt
+    budgeted = "with views" if budget is None else f"gated and at most {budget} a prompt with views"
     fits = fit.free >= 0 and not (args.use_vllm and rollouts_in_vllm(planner) < 1)
     stage = f"ZeRO-{fit.zero_stage}" if fit.zero_stage else "no ZeRO"
     return [
@@ -213,14 +229,15 @@ def plan_lines(planner: Planner, fit: Fit, cost: Cost, other: UpdateCounts, own_
         "",
         f"Memory of each GPU, {stage}, {gpus(args)} of {args.gpu_memory:g} GiB, weights in {args.dtype}:",
         *memory_lines(planner, fit, without, other, 2 * micro.prompts * micro.gated),
+        *budget_lines(fit, smaller),
         "",
-        f"An optimizer step of {args.prompts_per_step} prompts x {args.num_generations} rollouts, {args.gated_share:.0%} of them with views:",
+        f"An optimizer step of {args.prompts_per_step} prompts x {args.num_generations} rollouts, {args.gated_share:.0%} of them {budgeted}:",
         *cost_lines(args, cost, args.num_prompts if planner.rows is None else planner.rows.num_rows),
         "",
         NOT_COUNTED,
         "",
         "To paste, first with --dry_run:"
         if fits
-        else "It does not fit: fewer or smaller images (--max_pixels), shorter completions, fewer prompts a step, --use_peft, --freeze, more GPUs. What came closest:",
+        else "It does not fit: fewer or smaller images (--max_pixels), shorter completions, --cpl_rollouts_per_prompt 1, fewer prompts a step, --use_peft, --freeze, more GPUs. What came closest:",
         *flags(args, fit),
     ]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The largest micro-batch that fits, and what a step of it costs."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -99,7 +100,7 @@ class Planner:
     def worst_case(self, rows: int, gated: bool = True) -> MicroBatch:
         """A micro-batch of so many rows, as many of them with views as can: of a whole group, one is not above the mean."""
         rollouts = min(rows, self.args.num_generations)
-        most = rollouts - (rollouts == self.args.num_generations)
+        most = min(rollouts - (rollouts == self.args.num_generations), self.args.budget)
         return MicroBatch(rows // rollouts, rollouts, most * gated, self.bench.shares(rows))
 
     def count(self, micro: MicroBatch, usual: bool = False) -> UpdateCounts:
@@ -184,10 +185,19 @@ class Planner:
         free = room - max(worst.peak_bytes + args.vllm_bytes, sampling)
         return Fit(stage, rows, accumulation, steps, states, reference, worst, sampling, free)
 
+    def within_budget(self, fit: Fit) -> Fit | None:
+        """What fits with views of one rollout a prompt, where that is more than `fit`: it lacks room, or splits prompts for want of it."""
+        if self.args.budget == 1 or (fit.free >= 0 and fit.rows >= self.args.num_generations):
+            return None
+        other = copy.copy(self)
+        other.args = replace(self.args, cpl_rollouts_per_prompt=1)
+        found = other.fit()
+        return found if found.free >= 0 and (fit.free < 0 or found.rows > fit.rows) else None
+
     def cost(self, rows: int) -> Cost:
         """Of a step with micro-batches of so many rows."""
         rollouts, shared = min(rows, self.args.num_generations), self.bench.shares(rows)
-        gated = self.args.gated_share * rollouts
+        gated = min(self.args.gated_share, self.args.budget / self.args.num_generations) * rollouts
         low = math.floor(gated)
         parts = [(low, 1 - (gated - low))] + [(low + 1, gated - low)] * (gated > low)
         counts = [

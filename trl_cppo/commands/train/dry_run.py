@@ -3,6 +3,7 @@
 """A run up to its first update, to be looked at: `trl-cppo train --dry_run`."""
 
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,10 @@ class DryRunTrainer(CPPOTrainer):
         except _Stopped:
             self._tell()
         except torch.OutOfMemoryError as error:
-            raise ValueError(f"dry run: {OUT_OF_MEMORY.format(doing=self._doing)}") from error
+            told = ValueError(f"dry run: {OUT_OF_MEMORY.format(doing=self._doing)}")
+            for note in traceback.TracebackException.from_exception(error).__notes__ or []:
+                told.add_note(note)
+            raise told from error
         else:
             raise ValueError(
                 "dry run: the checkpoint has made all steps of this run, so there is none to try. Raise max_steps or num_train_epochs."

@@ -209,6 +209,12 @@ def _solution_fault(solution: Any) -> str | None:
     return None
 
 
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied(entry) for name, entry in value.items()}
+    return [_copied(entry) for entry in value] if isinstance(value, list) else value
+
+
 class LocatedRows(torch.utils.data.Dataset):
     """
     A data set whose rows know their place, and whose reading errors name row and column.
@@ -219,11 +225,14 @@ class LocatedRows(torch.utils.data.Dataset):
     Args:
         dataset ([`~datasets.Dataset`]): the rows; each gets the entry `ROW_PLACE` on top of its columns.
         name (`str`): how errors call the data set.
+        decode_once (`bool`, *optional*, defaults to `False`): whether the rollouts of a row, asked for together, share its images,
+            the very same objects; their lists and dictionaries are their own. Not where a transform makes the rows, for it may draw.
     """
 
-    def __init__(self, dataset: Dataset, name: str):
+    def __init__(self, dataset: Dataset, name: str, decode_once: bool = False):
         self._dataset = dataset
         self._name = name
+        self._decode_once = decode_once and dataset.format["type"] is None
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -237,11 +246,18 @@ class LocatedRows(torch.utils.data.Dataset):
             `ValueError`: naming the first row that cannot be read and its column.
         """
         try:
-            rows = self._dataset.__getitems__(indices)
+            rows = self._read(indices)
         except Exception as error:  # PIL raises SyntaxError and its own DecompressionBombError too
             raise ValueError(self._find_fault(indices) or str(error)) from error
         places = [RowPlace(index, self._name) for index in indices]
         return [{**row, ROW_PLACE: place} for place, row in zip(places, rows, strict=True)]
+
+    def _read(self, indices: list[int]) -> list[dict[str, Any]]:
+        distinct = list(dict.fromkeys(indices))
+        if not self._decode_once or len(distinct) == len(indices):
+            return self._dataset.__getitems__(indices)
+        read = dict(zip(distinct, self._dataset.__getitems__(distinct), strict=True))
+        return [_copied(read[index]) for index in indices]
 
     def _find_fault(self, indices: list[int]) -> str | None:
         for index in dict.fromkeys(indices):

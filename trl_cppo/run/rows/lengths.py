@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from transformers.utils import logging
 
 from ...config import CPPOConfig
+from .forwards import forward_text
 from .layouts import PREPARE
 
 _COLUMNS = ("prompt", "images", "image")
@@ -58,10 +59,11 @@ def report_prompt_lengths(
     args: CPPOConfig,
     config: PretrainedConfig,
     num_tokens: Callable[[dict[str, Any]], int],
+    packs: bool = False,
 ) -> None:
     """
-    Log the most tokens that a prompt of the training data set makes, images included, and the median; warn if prompt and
-    completion together are more than vLLM or the model can hold. For the main process.
+    Log the most tokens that a prompt of the training data set makes, images included, the median, and what a micro-batch comes to with
+    its views; warn if prompt and completion together are more than vLLM or the model can hold. For the main process.
 
     The column `num_tokens` that `prepare` makes is taken, if the rows with its largest and middle numbers are found to have
     so many. Else the headers of each row's images and the length of its text are read, and the rows with the largest and
@@ -73,6 +75,7 @@ def report_prompt_lengths(
         args ([`CPPOConfig`]): of the run.
         config (`PretrainedConfig`): the model's.
         num_tokens (`Callable`): tokenizes a row's prompt as the trainer does, and counts.
+        packs (`bool`): whether rollouts share their prompt's prefix.
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return
@@ -96,6 +99,7 @@ def report_prompt_lengths(
         f"Longest prompt found: {lengths[row]} tokens, images included (row {row} of the training data set; of "
         f"{len(dataset)} rows the {len(lengths)} with the largest and middle {by} were tokenized, {time.perf_counter() - start:.1f} s); "
         f"{_median(look, lengths)}. A completion has at most {args.max_completion_length}."
+        f"{forward_text(args, lengths[row], packs)}"
     )
     _warn(row, lengths[row], args, room)
 

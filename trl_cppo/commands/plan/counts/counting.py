@@ -44,12 +44,17 @@ class Counts:
     forwards: int
 
 
+def flop_mode() -> flop_counter.FlopCounterMode:
+    """A mode that counts the FLOPs of what runs under it, a CPU's attention among them."""
+    return flop_counter.FlopCounterMode(display=False, custom_mapping=_MORE)
+
+
 def count(model: torch.nn.Module, loss: Callable[[], torch.Tensor], counter: Any = None) -> Counts:
     """
     Run an update of the model once, the gradients left in its weights, and count.
 
     Args:
-        counter (*optional*): a mode that counts FLOPs in place of `FlopCounterMode`, with its `get_total_flops()`.
+        counter (*optional*): a mode that counts FLOPs in place of [`flop_mode`], with its `get_total_flops()`.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages = {}  # by the address of the C++ object: tensors without data have no other
@@ -62,7 +67,7 @@ def count(model: torch.nn.Module, loss: Callable[[], torch.Tensor], counter: Any
 
     calls = []
     hook = model.register_forward_pre_hook(lambda module, args: calls.append(1))
-    with counter or flop_counter.FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
+    with counter or flop_mode() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             value = loss()
         saved_bytes = sum(storage.nbytes() for storage in storages.values())
