@@ -40,7 +40,7 @@ def main() -> None:
         from .report import draw, tables
         from .run import run
     except ImportError as error:
-        raise SystemExit(f"trl-cppo does not run on what is installed: {error}. {unmet}") from error
+        raise SystemExit(f"trl-cppo does not run on what is installed: {error}") from error
     if options.smoke:
         options.repeats = 1
     if not parser.show(options, tables, lambda report: draw(report, PICTURES / "gpu.svg")):

@@ -210,6 +210,49 @@ def test_the_points_are_those_that_were_asked_for():
     assert GROUP == 8 and Row(88, 2048, 200) in ROWS
 
 
+class Event:
+    """A CUDA event: the clock goes on by 2.5 seconds with each."""
+
+    made = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+        Event.made += 1
+        self.place, self.waited = Event.made, False
+
+    def record(self):
+        self.recorded = True
+
+    def synchronize(self):
+        self.waited = self.recorded
+
+    def elapsed_time(self, end):
+        assert self.recorded and end.waited
+        return 2500.0 * (end.place - self.place)
+
+
+def test_a_gpu_is_asked_for_time_and_memory(monkeypatch):
+    properties = argparse.Namespace(name="Card", total_memory=80 * 2**30)
+    for name, value in (("get_device_properties", properties), ("mem_get_info", (70, 80))):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    for name, value in (("memory_reserved", 9), ("memory_allocated", 4), ("max_memory_allocated", 7)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    forgotten = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: forgotten.append("peak"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: forgotten.append("cache"))
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    answer = argparse.Namespace(stdout="580.1\n580.1\n")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **kwargs: answer)
+    gpu = machine.Machine("cuda")
+    assert (gpu.clock(), gpu.clock(), gpu.free(), gpu.peak()) == (2.5, 5.0, 75, 7)
+    gpu.forget_peak()
+    gpu.release()
+    assert forgotten == ["peak", "cache"]
+    facts = gpu.facts()
+    assert (facts["name"], facts["gib"], facts["driver"]) == ("Card", 80.0, "580.1")
+
+
 def test_versions_that_are_not_asked_for_are_named_in_one_line(monkeypatch):
     assert machine.unmet_requirements() == ""
     real = machine.version

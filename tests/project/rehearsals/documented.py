@@ -22,7 +22,7 @@ ORDER = (
 )
 # Set-up and repository work: .ci/run does the first kind, tests/project/test_install.py resolves what pip is told.
 SET_UP = ("python3 -m venv", ". ", "pip install", "pytest", "cd ", "git ")
-# For CPUs; tests/project/benchmarks/test_benchmarks.py runs their short versions, tests/project/vllm_engine/test_runs.py that of the last.
+# Those in tests/project/benchmarks/ run their short versions, tests/project/vllm_engine/test_runs.py that of the last.
 BENCHMARKS = ("python -m benchmarks.", "python -m timeit", "python tests/project/vllm_engine/noise.py")
 NAMES = ("python -m trl_cppo report",)  # mentioned in prose, not to be typed so
 
