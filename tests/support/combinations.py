@@ -41,12 +41,16 @@ CHECKPOINTING = {
 def cover(factors: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """
     Rows of one value a factor in which each pair of values of two factors occurs that TRL allows; the same at each call.
-    A row that stops shows nothing of its other pairs, nor does one on which GRPOTrainer fails where λ = 0.
+    A row that stops shows nothing of its other pairs, nor does one on which GRPOTrainer fails where λ = 0. A type of the policy loss,
+    which sees nothing but log-probabilities, meets every other value of the first factor alone: half as many rows.
     """
+    first, values_of_first = next(iter(factors.items()))
 
     def allowed(values: list[Any]) -> bool:
         row = dict(zip(factors, values, strict=False))
         refused = row.get("reference") == "synced" and row.get("weights", "").startswith("lora")
+        if "loss_type" in row and (values_of_first.index(row[first]) + LOSSES.index(row["loss_type"])) % 2:
+            return False
         return not refused and not (row.get("coefficient") == 0 and row.get("images") == "mixed")
 
     return [dict(zip(factors, row, strict=True)) for row in AllPairs(list(factors.values()), filter_func=allowed)]
