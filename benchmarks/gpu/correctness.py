@@ -11,7 +11,7 @@ import copy
 import importlib.util
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from transformers import PreTrainedModel
 from trl_cppo import CPPOConfig, CPPOTrainer
 from trl_cppo.method.request import ScoringRequest
 from trl_cppo.scoring.families import FAMILIES
+
+from .arms import padded_attention
 
 BUILDERS = Path(__file__).parents[2] / "tests" / "support" / "tiny_models.py"
 PACKED = [name for name, family in FAMILIES.items() if family.unpackable is None]
@@ -50,6 +52,10 @@ class Errors:
 # Found on a CPU: 3e-7 and 5e-6 in float32, where packed rows add in another order; 4.4e-3 and 5.3e-2 in bfloat16. A mask that is one
 # key off makes 0.015 to 0.023 and 0.1 to 0.2.
 ALLOWED = {torch.float32: Errors(1e-5, 1e-4), torch.bfloat16: Errors(0.01, 0.1)}
+
+PADDED = "packed, padded"
+# In half precision a GPU attends among packed prompts by a kernel for any lengths, which it can be kept from.
+LAYOUTS = {torch.float32: ("plain", "packed"), torch.bfloat16: ("plain", "packed", PADDED)}
 
 
 @dataclass(frozen=True)
@@ -132,11 +138,11 @@ def check_family(family: str, builders: Any, device: str) -> list[dict[str, Any]
         batch = uneven(trainer._generate_and_score_completions(inputs))
     for divergence in DIVERGENCES:
         trainer.args.cpl_divergence = divergence
-        reference = score(trainer, batch, "cpu", torch.float32, packed=False)
+        reference = score(trainer, batch, "cpu", torch.float32, "plain")
         for dtype in ALLOWED:
-            for packed in (False, True):
-                errors = score(trainer, batch, device, dtype, packed).errors(reference)
-                row = {"family": family, "dtype": _name(dtype), "packed": packed, "divergence": divergence}
+            for layout in LAYOUTS[dtype]:
+                errors = score(trainer, batch, device, dtype, layout).errors(reference)
+                row = {"family": family, "dtype": _name(dtype), "layout": layout, "divergence": divergence}
                 rows.append({**row, "scores": errors.scores, "gradients": errors.gradients})
                 judge(rows[-1], ALLOWED[dtype], device)
     return rows
@@ -147,7 +153,7 @@ def judge(row: dict[str, Any], allowed: Errors, device: str) -> None:
     if row["scores"] <= allowed.scores and row["gradients"] <= allowed.gradients:  # NaN is neither
         return
     raise SystemExit(
-        f"WRONG on {device}: {row['family']}, {row['dtype']}, {'packed' if row['packed'] else 'plain'} rows, cpl_divergence="
+        f"WRONG on {device}: {row['family']}, {row['dtype']}, {row['layout']} rows, cpl_divergence="
         f"{row['divergence']}: log-probs and entropies are {row['scores']:.1e} nats off the CPU's in float32 (allowed: "
         f"{allowed.scores:g}), gradients {row['gradients']:.1e} of theirs (allowed: {allowed.gradients:g}). Nothing was timed."
     )
@@ -216,16 +222,16 @@ def copied(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTraine
     return twin.to(device)
 
 
-def score(trainer: _NotingTrainer, batch: dict[str, Any], device: str, dtype: torch.dtype, packed: bool) -> Outcome:
-    """One loss and its backward, on a copy of the trainer's model."""
+def score(trainer: _NotingTrainer, batch: dict[str, Any], device: str, dtype: torch.dtype, layout: str) -> Outcome:
+    """One loss and its backward, on a copy of the trainer's model, by one of [`LAYOUTS`]."""
     trainer.detach_hooks()  # which a loss before this put on the model
     model = copied(trainer.model, device, dtype)
     batch = on_device(batch, device)
-    if not packed:
+    if layout == "plain":
         del batch["prompt_keys"]
         trainer.compute_loss(model, batch).backward()
     else:
-        with attached(trainer.shared_prefix, model):
+        with attached(trainer.shared_prefix, model), padded_attention() if layout == PADDED else nullcontext():
             trainer.compute_loss(model, batch).backward()
         if trainer.shared_prefix.token_ratio == 1:
             raise SystemExit(f"{model.config.model_type} was not packed: {trainer.shared_prefix.plain_because}.")

@@ -50,13 +50,13 @@ def correctness_table(report: dict[str, Any]) -> str:
     """The largest errors of each type and layout over the families, beside what is allowed; and the families that did not run."""
     rows = [row for row in report["correctness"] if "error" not in row]
     lines = []
-    for dtype, packed in dict.fromkeys((row["dtype"], row["packed"]) for row in rows):
-        same = [row for row in rows if (row["dtype"], row["packed"]) == (dtype, packed)]
+    for dtype, layout in dict.fromkeys((row["dtype"], row["layout"]) for row in rows):
+        same = [row for row in rows if (row["dtype"], row["layout"]) == (dtype, layout)]
         figures = [
             f"{max(row[kind] for row in same):.1e} ({report['allowed'][dtype][kind]:g})"
             for kind in ("scores", "gradients")
         ]
-        lines.append([dtype, "packed" if packed else "plain", len({row["family"] for row in same}), *figures])
+        lines.append([dtype, layout, len({row["family"] for row in same}), *figures])
     head = [
         "against the CPU in float32",
         "rows",

@@ -16,7 +16,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import correctness, machine, report, run, updates
 from benchmarks.gpu.arms import ARMS, GROUP, ROWS, SMOKE, head_of, prompt_tokens
 from benchmarks.lib.shapes import Row, depth_of, load_config
-from trl_cppo.scoring import shared_prefix
+from trl_cppo.scoring import attention, shared_prefix
 
 
 def options(path):
@@ -47,10 +47,14 @@ def smoke(tmp_path_factory):
 
 
 def test_a_short_run_is_right_and_has_all_arms(smoke):
-    checked = {(row["family"], row["dtype"], row["packed"], row["divergence"]) for row in smoke["correctness"]}
-    assert len(checked) == len(smoke["correctness"]) == len(run.FEW) * 2 * 2 * 2
-    for row in smoke["correctness"]:
-        same = (row["dtype"], row["packed"]) == ("float32", False)  # on a CPU, with itself
+    checked = {
+        tuple(row[name] for name in ("family", "dtype", "layout", "divergence")): row for row in smoke["correctness"]
+    }
+    assert len(checked) == len(smoke["correctness"]) == len(run.FEW) * (2 + 3) * 2
+    for (family, dtype, layout, divergence), row in checked.items():
+        if layout == correctness.PADDED:  # as it is on a CPU anyway
+            assert row["scores"] == checked[family, dtype, "packed", divergence]["scores"]
+        same = (dtype, layout) == ("float32", "plain")  # on a CPU, with itself
         assert (row["scores"] == row["gradients"] == 0) if same else row["scores"] > 0
         assert all(row[kind] <= smoke["allowed"][row["dtype"]][kind] for kind in ("scores", "gradients"))
     assert smoke["smoke"] and smoke["device"]["gib"] is None and not any(p["skipped"] for p in smoke["points"])
@@ -121,7 +125,7 @@ def test_no_number_is_wrong_too():
     row = {
         "family": "x",
         "dtype": "float32",
-        "packed": False,
+        "layout": "plain",
         "divergence": "k3",
         "scores": 0.0,
         "gradients": math.nan,
@@ -142,6 +146,13 @@ def test_a_family_that_does_not_run_is_named_and_the_measured_one_ends_the_run(m
     monkeypatch.setattr(correctness, "BUILDERS", correctness.BUILDERS / "gone.py")
     with pytest.raises(SystemExit, match="gone.py is missing"):
         correctness.check_families("cpu", ["llava"])
+
+
+def test_the_kernel_for_any_lengths_is_kept_from_its_arm(monkeypatch):
+    monkeypatch.setattr(attention, "takes_ragged", lambda query: True)
+    with ARMS["more"]["cppo_packed_0.5_padded"].within():
+        assert not attention.takes_ragged(torch.zeros(1))
+    assert attention.takes_ragged(torch.zeros(1))
 
 
 def test_the_head_of_cpus_is_asked_for_by_its_arm(monkeypatch):
