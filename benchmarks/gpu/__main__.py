@@ -3,8 +3,8 @@
 r"""
 Is CPPO right on this GPU, and what does its update take there? At most eight minutes on one GPU of 80 GB; nothing is downloaded.
 
-    python -m benchmarks.gpu                      # tables, and benchmarks/results/gpu.json
-    python -m benchmarks.gpu --tables --picture   # tables and docs/results/gpu.svg from that file, without a run
+    python -m benchmarks.gpu                      # tables, and gpu.json among the results
+    python -m benchmarks.gpu --tables --picture   # tables and gpu.svg from that file, without a run
     python -m benchmarks.gpu --smoke              # the same code on a CPU, small: is it ready for a GPU?
 
 First, tiny models of all families that are packed: log-probs, entropies and gradients on the GPU, in float32 (without TF32) and
