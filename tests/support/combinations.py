@@ -51,7 +51,9 @@ def cover(factors: dict[str, list[Any]]) -> list[dict[str, Any]]:
         refused = row.get("reference") == "synced" and row.get("weights", "").startswith("lora")
         if "loss_type" in row and (values_of_first.index(row[first]) + LOSSES.index(row["loss_type"])) % 2:
             return False
-        return not refused and not (row.get("coefficient") == 0 and row.get("images") == "mixed")
+        # GRPOTrainer goes on with the weights of the first step where transformers passes over a checkpoint's keys.
+        restarts = row.get("resumed") and not row.get("weights", "lora").startswith("lora")
+        return not refused and not (row.get("coefficient") == 0 and (row.get("images") == "mixed" or restarts))
 
     return [dict(zip(factors, row, strict=True)) for row in AllPairs(list(factors.values()), filter_func=allowed)]
 
