@@ -69,7 +69,7 @@ def test_a_rate_for_a_tower_that_is_not_trained_is_refused(tmp_path, setting):
 
 
 def test_every_field_has_a_help_text_and_a_docstring_entry():
-    assert len(OWN) == 19
+    assert len(OWN) == 20
     for field in OWN:
         assert len(field.metadata["help"]) > 40
         assert f"        {field.name} (" in CPPOConfig.__doc__
@@ -83,7 +83,7 @@ def test_every_field_is_a_flag():
         "--suppress_vision_tokens", "False", "--cpl_max_gradient_ratio", "0.1", "--min_entropy_shift", "0.2",
         "--share_prefix", "true", "--max_sampling_logp_difference", "0.5", "--max_pixels", "1000", "--min_pixels", "100", "--use_cpu", "--bf16", "False",
         "--freeze", "projector", "--lora_on", "language_model", "vision_tower",
-        "--vision_tower_learning_rate", "1e-7",
+        "--vision_tower_learning_rate", "1e-7", "--cpl_rollouts_per_prompt", "2",
     ]  # fmt: skip
     [config] = TrlParser((CPPOConfig,)).parse_args_into_dataclasses(flags)
     assert all(getattr(config, field.name) != default_of(field) for field in OWN)

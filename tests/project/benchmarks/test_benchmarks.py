@@ -72,6 +72,12 @@ def check_learning(report):
     assert all(value > 0 for run in runs.values() for value in run["history"]["rewards/sum_reward/mean"])
 
 
+def check_budget(report):
+    assert report["runs"] == {}
+    [seed] = report["noise"].values()
+    assert 0 < seed["noise"]["2"] < seed["noise"]["1"] < 10 * seed["squared_norm"]
+
+
 def check_prefix_overhead(report):
     [row] = report["rows"]
     assert row["tokens_saved_a_prompt"] == 2 * (5 + 6) - (4 + 2 * 7) and row["seconds_ratio"] > 0
@@ -84,6 +90,7 @@ CHECKS = {
     "detection": check_detector,
     "gradients": check_gradients,
     "learning": check_learning,
+    "learning.budget": check_budget,
 }
 
 

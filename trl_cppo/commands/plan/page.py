@@ -238,6 +238,6 @@ def plan_lines(
         "",
         "To paste, first with --dry_run:"
         if fits
-        else "It does not fit: fewer or smaller images (--max_pixels), shorter completions, --cpl_rollouts_per_prompt 1, fewer prompts a step, --use_peft, --freeze, more GPUs. What came closest:",
+        else "It does not fit: fewer or smaller images (--max_pixels), shorter completions, fewer prompts a step, --use_peft, --freeze, more GPUs. What came closest:",
         *flags(args, fit),
     ]
