@@ -33,17 +33,11 @@ from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, w
 from ..lib.counting import versions
 from ..lib.digits_lab import run_settings
 from ..lib.turns import REST, Stopwatch, take_turns
+from .pictures import STEP_ARMS as ARMS
+from .pictures import STEP_PARTS as PARTS
 from .pictures import draw_step
 
-ARMS = {"grpo": "GRPOTrainer", "cppo": "CPPO, shared prefix", "cppo_plain": "CPPO, plain rows"}
 CASES: dict[str, dict[str, Any]] = {"digits": {}, "reference": {"beta": 0.04, "num_iterations": 2}}
-# In the order of a step, with the phase that each belongs to.
-PARTS = {
-    "prompts": "sampling", "generation": "sampling", "old policy": "scoring", "reference": "scoring", "rewards": "rewards",
-    "transforms": "views", "image processing": "views", "forward": "update", "backward": "update", "optimizer": "update",
-    "regrouping": "rest",
-}  # fmt: skip
-PHASES = list(dict.fromkeys(PARTS.values()))
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
 
