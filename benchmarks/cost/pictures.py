@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from ..lib.pictures import COLORS, GREY, new_figure, save
+from ..lib.turns import REST
 from .scale_tables import GIB, TITLES, prefix_points, select, states
 
+# What step.py measures, in the order of a step, with the phase that each part belongs to.
+STEP_ARMS = {"grpo": "GRPOTrainer", "cppo": "CPPO, shared prefix", "cppo_plain": "CPPO, plain rows"}
+STEP_CASES = {"digits": "the embedded run", "reference": "with a reference, two updates a generation"}
+STEP_PARTS = {
+    "prompts": "sampling", "generation": "sampling", "old policy": "scoring", "reference": "scoring", "rewards": "rest",
+    "transforms": "views", "image processing": "views", "forward": "forward", "backward": "backward", "optimizer": "rest",
+    "regrouping": "rest",
+}  # fmt: skip
+STEP_PHASES = [*dict.fromkeys(phase for phase in STEP_PARTS.values() if phase != "rest"), "rest"]
 MANY = 8  # GPUs of the memory panel
 
 
@@ -123,4 +133,21 @@ def _draw_lengths(report: dict[str, Any], cost: Any, memory: Any, name: str, lab
 
 
 def draw_step(report: dict[str, Any], path: Path) -> None:
-    pass
+    """Processor seconds of a step by what they go to: a bar for each arm, a panel for each case."""
+    rows = report["rows"]
+    figure, [panels] = new_figure(columns=len(rows), height=2.4)
+    for axes, row in zip(panels, rows, strict=True):
+        names = [STEP_ARMS[arm] for arm in row["arms"]]
+        left = [0.0] * len(names)
+        for phase, color in zip(STEP_PHASES, [*COLORS[: len(STEP_PHASES) - 1], GREY], strict=True):
+            parts = [part for part in (*STEP_PARTS, REST) if STEP_PARTS.get(part, "rest") == phase]
+            seconds = [sum(arm["cpu_seconds"][part] for part in parts) for arm in row["arms"].values()]
+            axes.barh(names, seconds, left=left, color=color, label=phase, height=0.6)
+            left = [start + length for start, length in zip(left, seconds, strict=True)]
+        axes.invert_yaxis()
+        axes.set(title=STEP_CASES[row["case"]], xlabel="processor seconds a step")
+        axes.grid(axis="y", visible=False)
+    for axes in panels[1:]:
+        axes.set_yticklabels([])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    save(figure, path)

@@ -33,17 +33,11 @@ from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, w
 from ..lib.counting import versions
 from ..lib.digits_lab import run_settings
 from ..lib.turns import REST, Stopwatch, take_turns
+from .pictures import STEP_ARMS as ARMS
+from .pictures import STEP_PARTS as PARTS
 from .pictures import draw_step
 
-ARMS = {"grpo": "GRPOTrainer", "cppo": "CPPO, shared prefix", "cppo_plain": "CPPO, plain rows"}
 CASES: dict[str, dict[str, Any]] = {"digits": {}, "reference": {"beta": 0.04, "num_iterations": 2}}
-# In the order of a step, with the phase that each belongs to.
-PARTS = {
-    "prompts": "sampling", "generation": "sampling", "old policy": "scoring", "reference": "scoring", "rewards": "rewards",
-    "transforms": "views", "image processing": "views", "forward": "update", "backward": "update", "optimizer": "update",
-    "regrouping": "rest",
-}  # fmt: skip
-PHASES = list(dict.fromkeys(PARTS.values()))
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
 
@@ -222,23 +216,19 @@ def tables(report: dict[str, Any]) -> str:
 
 
 def case_table(row: dict[str, Any]) -> str:
-    arms = row["arms"]
+    """Processor seconds, which other processes of the machine disturb less than the clock's; FLOPs over GRPOTrainer's step."""
+    arms, whole = row["arms"], row["arms"]["grpo"]["flops"]["step"]
 
     def line(name: str, part: str) -> list[str]:
-        grpo, *others = (arms[arm]["seconds"][part] for arm in ARMS)
-        flops = [arms[arm]["flops"][part] / arms["grpo"]["flops"]["step"] for arm in ARMS]
-        cpu = [arms[arm]["cpu_seconds"][part] for arm in ARMS]
+        seconds = [f"{arm['cpu_seconds'][part]:.3f}" for arm in arms.values()]
         share = arms["cppo"]["cpu_seconds"][part] / arms["cppo"]["cpu_seconds"]["step"]
-        return [
-            name, *(f"{value:.3f}" for value in (grpo, *others)), *(f"{value:.3f}" for value in cpu), f"{share:.1%}",
-            *(f"{value:.2f}" for value in flops),
-        ]  # fmt: skip
+        return [name, *seconds, f"{share:.1%}", *(f"{arm['flops'][part] / whole:.2f}" for arm in arms.values())]
 
-    lines = [line(part, part) for part in (*PARTS, REST) if any(arms[arm]["cpu_seconds"][part] for arm in ARMS)]
+    lines = [line(part, part) for part in (*PARTS, REST) if any(arm["cpu_seconds"][part] for arm in arms.values())]
     lines.append(line("**whole step**", "step"))
-    ratios = [f"{row[f'{clock}_ratio'][arm]:.2f}" for clock in CLOCKS for arm in ARMS if arm in row[f"{clock}_ratio"]]
-    lines.append(["over GRPOTrainer's", "", *ratios[:2], "", *ratios[2:], "", "", "", ""])
-    head = ["part", *(f"{title}, s" for title in ARMS.values()), *("CPU s",) * 3, "share of CPPO's", *("FLOPs",) * 3]
+    ratios = [f"{ratio:.2f}" for ratio in row["cpu_seconds_ratio"].values()]
+    lines.append(["over GRPOTrainer's, median of the turns", "", *ratios, *[""] * 4])
+    head = ["part, CPU seconds", *ARMS.values(), "share of the shared prefix's", *(f"FLOPs: {arm}" for arm in ARMS)]
     return table(lines, head)
 
 
@@ -260,8 +250,8 @@ def main() -> None:
     parser = BenchmarkParser("cost.step", __doc__, smoke="8 rows, one step, one turn")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     parser.add_argument("--rows", type=int, default=128, help="rollouts of a step, four a prompt")
-    parser.add_argument("--steps", type=int, default=5, help="generation batches of each training")
-    parser.add_argument("--repeats", type=int, default=4, help="trainings of each arm")
+    parser.add_argument("--steps", type=int, default=4, help="generation batches of each training")
+    parser.add_argument("--repeats", type=int, default=3, help="trainings of each arm")
     options = parser.parse_args()
     if options.smoke:
         options.rows, options.steps, options.repeats = 8, 1, 1

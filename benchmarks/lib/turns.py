@@ -53,7 +53,8 @@ class Stopwatch:
         self.clocks = clocks
         self.laps: list[dict[str, dict[str, float]]] = []
         self._open = [REST]
-        self._start_lap()
+        self._spent: dict[str, Counter] = {}
+        self._mark = self._now()
 
     def enter(self, part: str) -> None:
         self._charge()
@@ -75,13 +76,12 @@ class Stopwatch:
         """Note what was spent since the last one."""
         self._charge()
         self.laps.append({part: dict(spent) for part, spent in self._spent.items()})
-        self._start_lap()
+        self._spent = {}
 
-    def _start_lap(self) -> None:
-        self._spent: dict[str, Counter] = {}
-        self._mark = {name: clock() for name, clock in self.clocks.items()}
+    def _now(self) -> dict[str, float]:
+        return {name: clock() for name, clock in self.clocks.items()}
 
     def _charge(self) -> None:
-        now = {name: clock() for name, clock in self.clocks.items()}
+        now = self._now()
         self._spent.setdefault(self._open[-1], Counter()).update({name: now[name] - self._mark[name] for name in now})
         self._mark = now

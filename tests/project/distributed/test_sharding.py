@@ -90,8 +90,7 @@ OFFLOAD = [
 ]
 LAUNCHES = {
     "one": (1, [{**run, "share_prefix": False} for run in REFERENCES]),
-    "ddp": (2, runs_of("ddp", True)),
-    "zero12": (2, runs_of("zero1", False) + runs_of("zero2", False)),
+    "whole weights": (2, runs_of("ddp", True) + runs_of("zero1", False) + runs_of("zero2", False)),
     "zero3": (2, runs_of("zero3", True) + ZERO3_INIT),
     "fsdp2": (2, runs_of("fsdp2", True)),
     "offload": (2, OFFLOAD),

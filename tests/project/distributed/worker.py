@@ -287,6 +287,7 @@ def forget_backend() -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
+    gc.freeze()  # each run collects twice, 0.3 s over what was imported
     for settings in json.loads(sys.argv[2]):
         run = Run(**settings)
         try:

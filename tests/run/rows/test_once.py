@@ -15,7 +15,7 @@ from trl_cppo.run.rows.once import OncePerPrompt
 from trl_cppo.scoring.families import family_named
 
 ORDER = [0, 0, 1, 1, 1, 2, 0]  # which prompt each row is of
-WHOLE = ("llava_onevision", "internvl")  # of these it is not known what belongs to which row
+WHOLE = ("paligemma", "llava_onevision", "internvl")  # of these it is not known what belongs to which row
 
 
 def assert_equal(ours, expected, name):

@@ -36,7 +36,7 @@ class OncePerPrompt:
         return getattr(self._processor, name)
 
     def apply_chat_template(self, conversation: list[Any], **kwargs: Any) -> Any:
-        if not kwargs.get("tokenize"):
+        if not kwargs.get("tokenize") or not isinstance(conversation[0], list):  # a single one is a list of messages
             return self._processor.apply_chat_template(conversation, **kwargs)
         keys, images = [_key(prompt) for prompt in conversation], [_count_images(prompt) for prompt in conversation]
         return self._process(
