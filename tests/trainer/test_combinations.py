@@ -44,8 +44,6 @@ def train(row, folder, output, trainer_class=FixedCPPOTrainer, **changes):
     settings = grpo_settings(row, ROWS_OF_A_STEP, GROUP)
     if cppo:
         settings |= cppo_settings(row, can_pack=row["family"] not in PLAIN)
-        if row["precision"] == "bf16":  # of a random model, rounding would decide which tokens are selected
-            settings["perception_token_ratio"] = None
     if row["evaluation"]:
         settings |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": GROUP}
     settings |= {"save_strategy": "steps", "save_steps": 1} if row["resumed"] else {}
