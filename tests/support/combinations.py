@@ -77,7 +77,8 @@ def grpo_settings(row: dict[str, Any], rows_of_a_step: int, group: int) -> dict[
         "loss_type": row["loss_type"],
         "importance_sampling_level": row["level"],
         "num_iterations": row["num_iterations"],
-        "top_entropy_quantile": row["entropy_quantile"],
+        # In bf16, rounding would decide which tokens are above it.
+        "top_entropy_quantile": 1.0 if row["precision"] == "bf16" else row["entropy_quantile"],
         "temperature": row["temperature"],
     }
     return settings | REFERENCES[row["reference"]] | CHECKPOINTING[row["checkpointing"]]

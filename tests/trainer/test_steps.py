@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_cppo.scoring.regrouping import regrouped, window_size
-from trl_cppo.scoring.shared_prefix import TOKEN_RATIO
+from trl_cppo.scoring.shared_prefix import MIN_TOKENS_SAVED, TOKEN_RATIO
 
 LONG = [{"role": "user", "content": "sum? " * 30}]
 
@@ -241,7 +241,8 @@ def test_what_auto_leaves_plain_is_said_once_at_construction(tmp_path, caplog, o
     assert not plain(caplog)
 
 
-def test_what_auto_never_packs_is_said_at_the_first_log(tmp_path, caplog):
+def test_what_auto_never_packs_is_said_at_the_first_log(tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(MIN_TOKENS_SAVED, "cpu", 32)
     with told(caplog):
         make_trainer(tmp_path, num_generations=2).train()
     [message] = plain(caplog)

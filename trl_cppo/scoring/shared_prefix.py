@@ -21,9 +21,10 @@ from .packing import Packing, pack_scoring, packed_positions, plan_packing, same
 from .regrouping import micro_batches_matter, regrouped, window_size
 
 TOKEN_RATIO = "shared_prefix/token_ratio"  # the metric: tokens of a packed micro-batch over those of plain rows, or 1
-# Attention among packed prompts calls its kernel twice a prompt. On a CPU and a small model (benchmarks/cost/prefix_overhead.py) packing
-# takes 0.89 to 1.27 of the time of plain rows where a prompt saves up to 23 tokens, 0.93 or less from 33 on.
-MIN_TOKENS_SAVED = 32  # a prompt, views counted as prompts, on average
+# Tokens that packing must save a prompt, views counted as prompts, on average. On a CPU and a small model (benchmarks/cost/prefix_overhead.py)
+# packing takes 0.82 of the time of plain rows or less from 4 on, the fewest that were measured. Elsewhere nothing was.
+MIN_TOKENS_SAVED = {"cpu": 4}
+UNMEASURED = 32
 _PLAIN_ROWS = "share_prefix={!r} scores each rollout in a row of its own, as GRPOTrainer: {}. share_prefix=False leaves this message out."
 _REGROUPED = (
     "share_prefix=True brings the rollouts of a prompt together within a generation batch of {} micro-batches, so optimizer "
@@ -162,8 +163,9 @@ class SharedPrefix:
         if self._always_images and not all(with_images):
             return "a micro-batch has no image, and every forward must run the vision tower"
         saved = tokens_saved(scoring["attention_mask"], scoring["logits_to_keep"], prompts + (views or []))
-        if not self.always and saved < MIN_TOKENS_SAVED:
-            return f"a prompt's rollouts would save {saved:.0f} tokens on average, and below {MIN_TOKENS_SAVED} it does not pay"
+        least = MIN_TOKENS_SAVED.get(last_of_prompts.device.type, UNMEASURED)
+        if not self.always and saved < least:
+            return f"a prompt's rollouts would save {saved:.0f} tokens on average, and below {least} it does not pay"
         return None
 
     def _score_packed(
