@@ -107,7 +107,8 @@ def test_true_regroups_the_whole_generation_batch_and_says_so(tmp_path, caplog):
         ("not packed", None, {"family": "gemma3"}),
     ],
 )
-def test_auto_leaves_micro_batches_alone_where_it_does_not_pack_or_they_matter(tmp_path, why, rows, ours):
+def test_auto_leaves_micro_batches_alone_where_it_does_not_pack_or_they_matter(tmp_path, monkeypatch, why, rows, ours):
+    monkeypatch.setitem(MIN_TOKENS_SAVED, "cpu", 32)
     settings = {"steps_per_generation": 4, "gradient_accumulation_steps": 4, "max_steps": 2}
     seen, trainer = run(tmp_path, settings, rows=rows, **ours)
     plain, _ = run(tmp_path, settings, rows=rows, **ours, share_prefix=False)
@@ -116,8 +117,9 @@ def test_auto_leaves_micro_batches_alone_where_it_does_not_pack_or_they_matter(t
     assert (min(ratios, default=1.0) < 1) == (why == "another loss")  # what lies together is packed all the same
 
 
-def test_whether_auto_packs_is_foreseen(tmp_path):
+def test_whether_auto_packs_is_foreseen(tmp_path, monkeypatch):
     """Of micro-batches with views, of text and of several prompts: what regrouping reckons is what the scoring does."""
+    monkeypatch.setitem(MIN_TOKENS_SAVED, "cpu", 32)
     packed = set()
     for words in range(10, 60, 4):
         rows = make_rows([1, 0, 2, 1]).map(lambda row, n=words: {"prompt": [{"role": "user", "content": "sum? " * n}]})
