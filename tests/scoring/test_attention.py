@@ -23,6 +23,7 @@ from trl_cppo.scoring import attention
 from trl_cppo.scoring.attention import PackedForwards, attend_padded, attend_ragged, packed_mask
 from trl_cppo.scoring.packing import Layout, plan_packing
 
+MODULE = SimpleNamespace(num_key_value_groups=2, is_causal=True)
 LENGTHS = st.lists(
     st.builds(lambda prefix, segments: [prefix, *segments], st.integers(0, 5), st.lists(st.integers(1, 5), min_size=1, max_size=4)),
     min_size=1, max_size=3,
@@ -73,6 +74,21 @@ def test_attention_is_that_under_a_mask_over_the_row(lengths, heads):
         ours = [output, *torch.autograd.grad((output * weight).sum(), tensors)]
         for value, other in zip(ours, expected, strict=True):
             torch.testing.assert_close(value, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_under_autocast_it_computes_in_the_type_that_sdpa_takes(monkeypatch, ragged):
+    lengths, took = [[3, 2, 4], [5, 2]], []
+    monkeypatch.setattr(attention, "takes_ragged", lambda query: took.append(query.dtype) or ragged)
+    monkeypatch.setattr(attention, "varlen_attn", pytorchs_varlen)
+    query, key, value = (torch.randn(1, heads, 16, 8) for heads in (4, 2, 2))
+    value = value.bfloat16()  # norms make float32 of the others
+    with torch.autocast("cpu", torch.bfloat16):
+        layout = Layout(lengths, query.device)
+        output = attention._by_sdpa(MODULE, query, key, value, layout, scaling=None)
+        expected, _ = sdpa_attention_forward(MODULE, query, key, value, visible(lengths)[None, None])
+    assert took == [torch.bfloat16] and output.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=0.05, atol=0.02)
 
 
 def test_gradients_of_half_precision_are_added_in_float32():
@@ -144,8 +160,7 @@ def test_other_rows_get_the_attention_they_had(tmp_path, monkeypatch):
     AttentionInterface.register("sdpa", sdpa_attention_forward)
 
     def attend(mask, **kwargs):
-        module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **kwargs)[0]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](MODULE, query, key, value, mask, **kwargs)[0]
 
     query, key, value = (torch.randn(1, heads, 6, 8) for heads in (4, 2, 2))
     masks = None, torch.ones(1, 1, 6, 6).tril().bool(), torch.zeros(1, 1, 6, 6)

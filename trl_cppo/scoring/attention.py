@@ -8,6 +8,7 @@ sequences of a kernel for any lengths, or padded rows: fewer products than in ro
 Shapes: `L` packed tokens, `H` heads, of which keys and values may have fewer, `D` of a head; one row.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .packing import Layout, Packing
 
+_KNOWS_GROUPS = (
+    "enable_gqa" in inspect.signature(varlen_attn).parameters
+)  # since PyTorch 2.12; benchmarks/gpu runs on 2.11 too
 LAYOUT = "packed_prompts"  # the keyword under which models hand a layout on to their attention
 
 
@@ -95,13 +99,21 @@ def takes_ragged(query: torch.Tensor) -> bool:
     """Whether PyTorch's kernel for sequences of any lengths takes these queries."""
     if query.device.type != "cuda" or torch.version.hip is not None or query.dtype not in (torch.half, torch.bfloat16):
         return False
-    fits = query.size(-1) % 8 == 0 and query.size(-1) <= 256
+    fits = _KNOWS_GROUPS and query.size(-1) % 8 == 0 and query.size(-1) <= 256
     return fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """As PyTorch's attention takes it under autocast, where norms of queries and keys make float32 of them."""
+    kind = tensor.device.type
+    if tensor.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind))
+
+
 def _by_sdpa(module, query, key, value, layout: Layout, dropout=0.0, scaling=None, **kwargs) -> torch.Tensor:
-    tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    if not dropout and takes_ragged(query):
+    tensors = [_autocast(tensor)[0].transpose(0, 1) for tensor in (query, key, value)]
+    if not dropout and takes_ragged(tensors[0]):
         return attend_ragged(*tensors, layout, scaling)[None]
     return attend_padded(*tensors, layout, scaling, dropout)[None]
 
