@@ -264,10 +264,11 @@ class CPPOConfig(GRPOConfig):
             raise ValueError(f"share_prefix must be True, False or 'auto'; got {self.share_prefix!r}.")
         if not 0 <= self.cpl_coef < float("inf"):
             raise ValueError(f"cpl_coef must be 0 (GRPO alone) or positive and finite; got {self.cpl_coef}.")
-        if self.cpl_rollouts_per_prompt is not None and self.cpl_rollouts_per_prompt < 1:
+        budget = self.cpl_rollouts_per_prompt
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < 1):
             raise ValueError(
-                "cpl_rollouts_per_prompt must be 1 or more, or None for views of all gated rollouts; "
-                f"got {self.cpl_rollouts_per_prompt}. To train without views: cpl_coef=0."
+                "cpl_rollouts_per_prompt must be a whole number of 1 or more, or None for views of all gated rollouts; "
+                f"got {budget!r}. To train without views: cpl_coef=0."
             )
         if not 0 < self.cpl_temperature < float("inf"):
             raise ValueError(f"cpl_temperature must be positive and finite; got {self.cpl_temperature}.")

@@ -98,7 +98,7 @@ if not TRITON_ALONE:
         "CPPO, f = 0.5, packed, TRL's head of CPUs", 0.5, packed=True, within=head_of_a_cpu
     )
 # The updates that take most memory, by which the layers are chosen.
-LARGEST = [ARMS["more"]["cppo_plain_1"], ARMS["more"]["every_row"]]
+LARGEST = [ARMS["more"]["cppo_plain_1"], ARMS["more"]["every_row"], ARMS["more"]["cppo_packed_0.5_padded"]]
 
 GROUP = 8  # rollouts of a prompt, which make a micro-batch
 ROWS = [Row(*lengths) for lengths in ((88, 2048, 200), (88, 2048, 800), (176, 4096, 100), (88, 2048, 1600))]

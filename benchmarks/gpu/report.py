@@ -79,7 +79,7 @@ def _lines(report: dict[str, Any], prompt: int, completion: int) -> Iterator[lis
                 continue
             seen.add(name)
             if "seconds" not in figures:
-                yield [LABELS[name], "out of memory", *[""] * (len(HEAD) - 2)]
+                yield [LABELS[name], figures.get("error", "out of memory"), *[""] * (len(HEAD) - 2)]
                 continue
             peak = figures["peak_bytes"]
             yield [

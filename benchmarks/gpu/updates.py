@@ -8,6 +8,7 @@ The rollouts of one prompt are a micro-batch. Gradients add up from one update t
 import math
 import statistics
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -193,28 +194,36 @@ class Updates:
         Seconds of the arms' updates, medians of so many rounds, or of one and as many more as there is time for; and the most
         bytes that each takes above weights and gradients.
         """
-        losses, peaks, rounds, names = (
-            {name: self.loss(model, row, arm) for name, arm in arms.items()},
-            {},
-            [],
-            list(arms),
-        )
+        losses = {name: self.loss(model, row, arm) for name, arm in arms.items()}
+        peaks, rounds, names, failed = {}, [], list(arms), {}
 
         def run(name: str) -> None:
+            if name in failed:
+                return
             self.machine.forget_peak()
-            losses[name]().backward()
+            try:
+                losses[name]().backward()
+            except RuntimeError as error:
+                failed[name] = failure(error)
             peaks[name] = self.machine.peak() - 2 * weight_bytes(model) if self.machine.is_gpu else None
 
         while names and len(rounds) < repeats and (not rounds or seconds_left() > 0):
             rounds += take_turns(run, names, 1, self.machine.clock, lambda name: self.around(model, arms[name]))
             names = names[1:] + names[:1]
-        return {
+        return failed | {
             name: {
                 "seconds": statistics.median(seconds[name] for seconds in rounds), "repeats": len(rounds),
                 "peak_bytes": peaks[name],
             }
-            for name in arms
+            for name in arms if name not in failed
         }  # fmt: skip
+
+
+def failure(error: RuntimeError) -> dict[str, Any]:
+    """What a report says of an arm that stopped: the others go on."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return {"out_of_memory": True}
+    return {"error": textwrap.shorten(str(error), 160)}
 
 
 def measure_point(
@@ -229,20 +238,21 @@ def measure_point(
     All arms at one point.
 
     Returns:
-        `dict[str, Any]`: `arms` with the figures of each, of one that takes more memory than there is `out_of_memory` alone; and the
-            names that were `skipped` for want of time.
+        `dict[str, Any]`: `arms` with the figures of each, of one that stopped `out_of_memory` or its `error`; and the names that were `skipped` for want of time.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, arm in arms.items():
         if seconds_left() > 0:
             try:
                 found[name] = updates.once(model, row, arm)
-            except torch.OutOfMemoryError:
-                found[name] = {"out_of_memory": True}
+            except RuntimeError as error:
+                found[name] = failure(error)
             updates.machine.release()
     fitting = {name: arms[name] for name in found if "tokens" in found[name]}
     for name, figures in updates.timed(model, row, fitting, repeats, seconds_left).items():
-        found[name] |= figures | {"tokens_per_second": found[name]["tokens"] / figures["seconds"]}
+        found[name] |= figures
+        if "seconds" in figures:
+            found[name]["tokens_per_second"] = found[name]["tokens"] / figures["seconds"]
     return {"arms": found, "skipped": [name for name in arms if name not in found]}
 
 

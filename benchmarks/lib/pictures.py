@@ -5,8 +5,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
 GREY = "#808080"  # text, axes and grid: contrast 3.9 on white, 4.7 on GitHub's dark #0d1117
 # Okabe and Ito's palette without its yellow and black, which one of the two pages would swallow
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -34,8 +32,10 @@ _STYLE = {
 
 def new_figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.4) -> tuple[Any, Any]:
     """A figure of some panels, each `width` × `height` inches, and its axes as an array `(rows, columns)`."""
-    matplotlib.rcParams.update(_STYLE)
+    import matplotlib  # here, for figures are counted where it is not installed too
     from matplotlib.figure import Figure  # not pyplot: no display
+
+    matplotlib.rcParams.update(_STYLE)
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)

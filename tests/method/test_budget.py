@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A budget of views: which gated rollouts are drawn, and that the CPL of the drawn ones is on average that of all."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -11,7 +12,7 @@ from conftest import generation_batch, make_rows, make_trainer
 from PIL import Image
 
 from trl_cppo.method.budget import drawn_weights
-from trl_cppo.method.losses import divergence_contrast, sampled_divergences
+from trl_cppo.method.losses import divergence_contrast, sampled_divergences, squared_gradients
 from trl_cppo.method.metrics import SUMS
 from trl_cppo.method.objective import Objective
 from trl_cppo.method.request import ScoringRequest
@@ -139,9 +140,26 @@ def test_the_mean_over_all_draws_is_the_loss_and_the_gradient_of_all_gated_rows(
     torch.testing.assert_close(torch.stack(values).mean(), sum(expected).detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(torch.stack(gradients).mean(dim=0), gradient, rtol=1e-10, atol=1e-13)
     # The metrics' sums too, that of squared gradients included; the counts of rows are those of each draw.
-    torch.testing.assert_close(torch.stack(totals).mean(dim=0), sums, rtol=1e-5, atol=1e-6)
+    added = SUMS.index("added_gradient")  # of what is bounded, the last
+    torch.testing.assert_close(torch.stack(totals).mean(dim=0)[:added], sums[:added], rtol=1e-5, atol=1e-6)
     for name in ("gated", "rows"):
         assert {float(total[SUMS.index(name)]) for total in totals} == {float(sums[SUMS.index(name)])}
+
+
+def test_what_is_added_within_a_budget_keeps_to_the_bound():
+    scores, of = Scores(), dataclasses.replace(objective(), cpl_max_gradient_ratio=0.001)
+    rows, told = list(range(ROWS)), SUMS.index("cpl_gradient")
+    for weights in draws(1, count=5):
+        request = scores.request(rows, weights)
+        policy_loss = request.logps[:ROWS].sum()
+        share, sums = of.loss(request, policy_loss, ROWS, 1, torch.tensor(float(sum(GATED))))
+        policy, unbounded, bounded = squared_gradients(
+            (policy_loss, share, of.bounded(share, sums)), request.logps
+        ).sqrt()
+        assert (
+            unbounded.square() > sums[told] and unbounded > 0.002 * policy
+        )  # a drawn row weighs more than its square does
+        torch.testing.assert_close(bounded, 0.001 * policy, rtol=1e-5, atol=0)
 
 
 def test_the_token_reduction_by_hand():
@@ -242,7 +260,9 @@ def test_scoring_views_keeps_within_the_budget(tmp_path):
     assert request.divergences[0].shape == (1, 3)
 
 
-@pytest.mark.parametrize("budget", [0, -1])
+@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "2"])
 def test_a_budget_without_a_rollout_is_refused(tmp_path, budget):
-    with pytest.raises(ValueError, match="cpl_rollouts_per_prompt must be 1 or more, or None .* cpl_coef=0"):
+    with pytest.raises(
+        ValueError, match="cpl_rollouts_per_prompt must be a whole number of 1 or more, or None .* cpl_coef=0"
+    ):
         make_trainer(tmp_path, cpl_rollouts_per_prompt=budget)

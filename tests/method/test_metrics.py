@@ -30,17 +30,17 @@ def test_a_micro_batch_without_a_policy_gradient_does_not_swamp_the_ratio():
     """Squares: of the policy loss 4 and 1e-12, of λ · CPL 1 and 1."""
     sums = WindowSums()
     for policy, cpl in ((4.0, 1.0), (1e-12, 1.0)):
-        sums.add(torch.tensor([0.5, 1.0, 1, 2, 8, 2, 0.1, 0.2, 0.3, 1, policy, cpl]))
+        sums.add(torch.tensor([0.5, 1.0, 1, 2, 8, 2, 0.1, 0.2, 0.3, 1, policy, cpl, cpl]))
     assert cpl_metrics(sums.settle(), "sequence")["cpl/gradient_ratio"] == pytest.approx(math.sqrt(2 / 4))
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_a_gated_row_without_a_perception_token_has_a_loss_of_zero(reduction):
-    nothing_selected = torch.tensor([0.0, 0.0, 2, 8, 40, 0, -0.3, 0, 0, 0, 1.0, 0.0])
+    nothing_selected = torch.tensor([0.0, 0.0, 2, 8, 40, 0, -0.3, 0, 0, 0, 1.0, 0.0, 0.0])
     metrics = cpl_metrics(nothing_selected, reduction)
     assert metrics["cpl/loss"] == 0.0 and metrics["cpl/perception_ratio"] == 0.0 and metrics["cpl/gradient_ratio"] == 0
     assert math.isnan(metrics["cpl/contrast_accuracy"])
-    nothing_gated = torch.tensor([0.0, 0.0, 0, 8, 0, 0, 0, 0, 0, 0, 1.0, 0.0])
+    nothing_gated = torch.tensor([0.0, 0.0, 0, 8, 0, 0, 0, 0, 0, 0, 1.0, 0.0, 0.0])
     assert math.isnan(cpl_metrics(nothing_gated, reduction)["cpl/loss"])
     assert metrics.keys() == NAMES
 

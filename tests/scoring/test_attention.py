@@ -68,8 +68,11 @@ def test_attention_is_that_under_a_mask_over_the_row(lengths, heads):
     )
     output, _ = sdpa_attention_forward(module, *rows, visible(lengths)[None, None], scaling=0.3)
     expected = [output[0], *torch.autograd.grad((output[0] * weight).sum(), tensors)]
-    for attend in (attend_padded, attend_ragged):
-        with mock.patch.object(attention, "varlen_attn", pytorchs_varlen):
+    for attend, repeats in ((attend_padded, False), (attend_padded, True), (attend_ragged, False)):
+        with (
+            mock.patch.object(attention, "varlen_attn", pytorchs_varlen),
+            mock.patch.object(attention, "repeats_heads", lambda query, repeats=repeats: repeats),
+        ):
             output = attend(*tensors, Layout(lengths, torch.device("cpu")), 0.3)
         ours = [output, *torch.autograd.grad((output * weight).sum(), tensors)]
         for value, other in zip(ours, expected, strict=True):
@@ -177,6 +180,13 @@ def test_other_rows_get_the_attention_they_had(tmp_path, monkeypatch):
         RuntimeError, match="SimpleNamespace was not given its model's arguments. Set share_prefix=False"
     ):
         attend(packed_mask(query.device))
+    trainers[1].model.set_attn_implementation("eager")
+    trainers[1].detach_hooks()
+    with pytest.raises(ValueError, match="was changed to 'eager' after the trainer was made.*share_prefix=False"):
+        trainers[1].attach_hooks()
+    assert "eager" not in ALL_ATTENTION_FUNCTIONS
+    trainers[1].model.set_attn_implementation("sdpa")
+    trainers[1].attach_hooks()
     trainers[0].detach_hooks()
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not theirs
     trainers[1].detach_hooks()

@@ -19,7 +19,7 @@ def _quotient(total: float, count: float) -> float:
 # What each process adds up in a micro-batch. Squares of gradients stand among them for the bound's sake, which needs the totals.
 SUMS = (
     "row_loss", "token_loss", "gated", "rows", "tokens", "selected", "shift", "preserved", "removed", "correct", "policy_gradient",
-    "cpl_gradient",
+    "cpl_gradient", "added_gradient",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ def cpl_sums(
     num_rows: int,
     policy_gradient: torch.Tensor,
     cpl_gradient: torch.Tensor,
+    added_gradient: torch.Tensor,
 ) -> torch.Tensor:
     """
     Sums and counts of one micro-batch on one process: of all gated rows, or, where not all have views, estimates of them.
@@ -63,6 +64,8 @@ def cpl_sums(
         weights (`torch.Tensor` of shape `(N,)`, float): how many gated rows each row stands for.
         num_rows (`int`): rows of the micro-batch, gated or not.
         policy_gradient, cpl_gradient (`torch.Tensor`, 0-dim): [`~trl_cppo.method.losses.squared_gradients`] of L_GRPO and λ · CPL.
+        added_gradient (`torch.Tensor`, 0-dim): that of λ · CPL as it is added. Where not all gated rows have views, the former
+            estimates what it would be if they had, and this one is larger.
 
     Returns:
         `torch.Tensor` of shape `(len(SUMS),)`, float32, in the order of [`SUMS`].
@@ -82,6 +85,7 @@ def cpl_sums(
         "correct": (((to_preserved < to_removed) & selected) * by_token).sum(),
         "policy_gradient": policy_gradient,
         "cpl_gradient": cpl_gradient,
+        "added_gradient": added_gradient,
     }
     return torch.stack([sums[name].to(selected.device, torch.float32) for name in SUMS])
 

@@ -96,8 +96,12 @@ class Objective:
                 reduced = (masked_mean(token_losses, request.selected, dim=1) * factors).sum() / num_gated
             return self.cpl_coef * reduced
 
-        # The square of √w times a row's gradient is w times its square: on average that of all gated rows.
-        squares = squared_gradients((policy_loss, share_of(at_logps, weights.sqrt())), request.logps)
+        # The square of √w times a row's gradient is w times its square: on average that of all gated rows, which is told. What is
+        # bounded is the gradient that is added.
+        told = [policy_loss, share_of(at_logps, weights.sqrt())]
+        told += [] if request.weights is None else [share_of(at_logps, weights)]
+        squares = squared_gradients(tuple(told), request.logps)
+        squares = [squares[0], squares[1], squares[-1]]
         return share_of(loss, weights), cpl_sums(scores, request, loss, weights, num_rows, *squares)
 
     @staticmethod
@@ -118,7 +122,7 @@ class Objective:
         too, gets none: the bound holds there as well.
         """
         limit = self.cpl_max_gradient_ratio
-        squares = [totals[SUMS.index(name)] for name in ("policy_gradient", "cpl_gradient")]
+        squares = [totals[SUMS.index(name)] for name in ("policy_gradient", "added_gradient")]
         policy_norm, share_norm = torch.stack(squares).sqrt().tolist()
         if limit is None or share_norm <= limit * policy_norm:
             return share

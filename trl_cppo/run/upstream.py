@@ -236,7 +236,7 @@ class RepairedGRPOTrainer(GRPOTrainer):
     def _processing_once(self) -> Iterator[None]:
         """While this is open, the processor processes a prompt once for all its rollouts; a rollout function gets it as it is."""
         processor = self.processing_class
-        if self._once is None:
+        if self._once is None or not self._once.stands_for(processor):
             self._once = OncePerPrompt(processor, family_of(self.accelerator.unwrap_model(self.model)).pixels_by_row)
         self.processing_class = self._once if self.rollout_func is None else processor
         try:

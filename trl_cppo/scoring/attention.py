@@ -22,7 +22,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.flash_attention import flash_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .packing import Layout, Packing
@@ -66,9 +66,17 @@ def attend_padded(
     if index.prefixes.size(1):
         rows = (_rows(tensor, index.prefixes) for tensor in (query, key, value))
         outputs.append(functional.scaled_dot_product_attention(*rows, is_causal=True, **kind))
-    rows = _rows(query, index.segments), _rows(key, index.segment_keys), _rows(value, index.segment_keys)
+    rows = [_rows(query, index.segments), _rows(key, index.segment_keys), _rows(value, index.segment_keys)]
+    if repeats_heads(query):
+        rows[1:] = [repeat_kv(tensor, query.size(1) // key.size(1)) for tensor in rows[1:]]
+        kind["enable_gqa"] = False
     outputs.append(functional.scaled_dot_product_attention(*rows, attn_mask=layout.hidden(query.dtype), **kind))
     return _take(torch.cat([output.transpose(1, 2).flatten(0, 1) for output in outputs]), index.outputs)
+
+
+def repeats_heads(query: torch.Tensor) -> bool:
+    """Whether, under a mask, the fused kernels for these queries want as many heads of keys: CUDA's do."""
+    return query.device.type == "cuda"
 
 
 def _rows(tensor: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -177,6 +185,11 @@ class PackedForwards:
         """Register the hook, and let the implementation of the text model's attention know packed rows; others pass through it."""
         base = model.get_base_model() if is_peft_model(model) else model
         name = base.config.get_text_config()._attn_implementation
+        if not keeps_prompts_apart(name):
+            raise ValueError(
+                f"The attention implementation was changed to {name!r} after the trainer was made, which cannot keep rollouts apart. Set it "
+                "before, or share_prefix=False."
+            )
         AttentionInterface.register(name, partial(_among_packed_prompts, _original(name)))
         self._users[name] += 1
         self._names.append(name)

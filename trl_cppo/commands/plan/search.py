@@ -100,7 +100,9 @@ class Planner:
     def worst_case(self, rows: int, gated: bool = True) -> MicroBatch:
         """A micro-batch of so many rows, as many of them with views as can: of a whole group, one is not above the mean."""
         rollouts = min(rows, self.args.num_generations)
-        most = min(rollouts - (rollouts == self.args.num_generations), self.args.budget)
+        most = rollouts - (rollouts == self.args.num_generations)
+        if self.bench.shares(rows):  # in plain rows, TRL's shuffle may bring drawn rollouts of many prompts together
+            most = min(most, self.args.budget)
         return MicroBatch(rows // rollouts, rollouts, most * gated, self.bench.shares(rows))
 
     def count(self, micro: MicroBatch, usual: bool = False) -> UpdateCounts:

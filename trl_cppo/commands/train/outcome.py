@@ -25,7 +25,7 @@ _TIMES = ("_time", "_runtime", "_per_second")  # ends of the names of what a clo
 _SETTINGS = [
     "seed", "max_steps", "learning_rate", "num_generations", "cpl_coef", "cpl_temperature", "cpl_divergence", "cpl_reduction",
     "perception_token_ratio", "perception_score", "gate_by_advantage", "beta", "min_entropy_shift", "cpl_max_gradient_ratio",
-    "information_preserving", "information_removing", "max_pixels", "min_pixels",
+    "cpl_rollouts_per_prompt", "information_preserving", "information_removing", "max_pixels", "min_pixels",
 ]  # fmt: skip
 # Which the report takes too: a page of other views or smaller images would show what the run has not seen.
 _SHARED_WITH_REPORT = [

@@ -33,7 +33,13 @@ class OncePerPrompt:
         self._repeatable = True  # until an output was seen of which it is not known what belongs to which row
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_processor" or name.startswith("__"):  # what copies and pickles ask before there is a processor
+            raise AttributeError(name)
         return getattr(self._processor, name)
+
+    def stands_for(self, processor: ProcessorMixin) -> bool:
+        """Whether it asks this one."""
+        return self._processor is processor
 
     def apply_chat_template(self, conversation: list[Any], **kwargs: Any) -> Any:
         if not kwargs.get("tokenize") or not isinstance(conversation[0], list):  # a single one is a list of messages
