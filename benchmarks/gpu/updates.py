@@ -43,7 +43,6 @@ def quarters_of(config: Qwen2_5_VLConfig, quarters: int) -> Qwen2_5_VLConfig:
 
 def build(config: Qwen2_5_VLConfig, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """Random weights with gradients, TRL's fused head, and checkpointing, which GRPOConfig has by default."""
-    torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))  # as GRPOTrainer does

@@ -82,7 +82,7 @@ _CODE = {
 ATTRIBUTES = frozenset({
     "_buffered_inputs", "_logs", "_metrics", "_step", "_tokenizer", "aux_loss_enabled", "environment_factories", "log_completions",
     "log_multimodal", "num_generations", "num_generations_eval", "ref_model", "reward_func_names", "reward_funcs", "reward_weights",
-    "tools", "use_vllm",
+    "rollout_func", "tools", "use_vllm",
 })  # fmt: skip
 VLLM_ATTRIBUTES = frozenset({"vllm_generation", "_last_loaded_step"})
 SAMPLING_ATTRIBUTES = frozenset({"generation_config", "generation_kwargs"})
