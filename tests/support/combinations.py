@@ -18,6 +18,7 @@ SHARED: dict[str, list[Any]] = {
     "divergence": ["k3", "k1", "kl"],
     "reduction": ["sequence", "token"],
     "bound": [None, 0.05],
+    "budget": [None, 1],
     "loss_type": LOSSES,
     "level": ["token", "sequence"],
     "num_iterations": [1, 2],
@@ -91,6 +92,7 @@ def cppo_settings(row: dict[str, Any], can_pack: bool = True) -> dict[str, Any]:
         "cpl_divergence": row["divergence"],
         "cpl_reduction": row["reduction"],
         "cpl_max_gradient_ratio": row["bound"],
+        "cpl_rollouts_per_prompt": row["budget"],
         # Of a random model's tokens in bf16, rounding would decide which are selected.
         **({"perception_token_ratio": None} if row["precision"] == "bf16" else {}),
     }
