@@ -49,7 +49,7 @@ import trl_cppo
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.commands.line.flags import RecordedParser
 from trl_cppo.commands.prepare import sources
-from trl_cppo.method.metrics import cpl_metrics
+from trl_cppo.method.metrics import SUMS, cpl_metrics
 from trl_cppo.method.views import _VIEWS
 
 HUB_MODEL = re.compile(r"\bQwen/Qwen[\w.-]+")
@@ -290,7 +290,7 @@ def test_settings_that_are_named_exist(page):
 
 
 def test_metrics_that_are_named_exist_and_all_are_named():
-    metrics = set(cpl_metrics(torch.ones(12), "sequence"))
+    metrics = set(cpl_metrics(torch.ones(len(SUMS)), "sequence"))
     for page in PAGES:
         named = {f"cpl/{name}" for name in re.findall(r"\bcpl/(\w+)", page.read_text())}
         assert named <= metrics, page.name
