@@ -33,7 +33,7 @@ from trl_cppo.commands.plan.counts.counting import count
 from trl_cppo.digits.model import seeded_cpu
 from trl_cppo.run.card.markdown import table
 
-from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
+from ..lib.command import PICTURES, BenchmarkParser, measure_rows, run_and_print
 from ..lib.counting import score_views_apart, versions
 from ..lib.turns import seconds, take_turns
 from .pictures import draw_cost
@@ -202,18 +202,10 @@ def tables(report: dict[str, Any]) -> str:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     names = ("rows", "side", "completion", "vocabulary", "repeats")
     head = {"settings": {name: getattr(options, name) for name in names}, "versions": versions()}
-    report = read_json(options.output) if options.output else {}
-    rows = report.get("rows", []) if {name: report.get(name) for name in head} == head else []
     points = SMOKE if options.smoke else POINTS
     jobs = [lambda share=share: measure(options, share) for share in SHARES]
     jobs += [lambda point=point: measure_prefix(point, options.repeats) for point in points]
-    if len(rows) == len(jobs):
-        rows = []
-    for job in jobs[len(rows) :]:
-        rows.append(job())
-        if options.output:
-            write_json(options.output, {**head, "rows": rows})
-    return {**head, "rows": rows}
+    return measure_rows(options, head, jobs)
 
 
 def main() -> None:

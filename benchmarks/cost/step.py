@@ -29,7 +29,7 @@ from trl_cppo.rewards import think_boxed_format_reward
 from trl_cppo.run.card.markdown import table
 from trl_cppo.scoring.families import ViewProcessor
 
-from ..lib.command import PICTURES, BenchmarkParser, read_json, run_and_print, write_json
+from ..lib.command import PICTURES, BenchmarkParser, measure_rows, run_and_print
 from ..lib.counting import versions
 from ..lib.digits_lab import run_settings
 from ..lib.turns import REST, Stopwatch, take_turns
@@ -235,15 +235,7 @@ def case_table(row: dict[str, Any]) -> str:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     names = ("rows", "steps", "repeats")
     head = {"settings": {name: getattr(options, name) for name in names}, "versions": versions()}
-    report = read_json(options.output) if options.output else {}
-    rows = report.get("rows", []) if {name: report.get(name) for name in head} == head else []
-    if len(rows) == len(CASES):
-        rows = []
-    for case in list(CASES)[len(rows) :]:
-        rows.append(measure(case, options))
-        if options.output:
-            write_json(options.output, {**head, "rows": rows})
-    return {**head, "rows": rows}
+    return measure_rows(options, head, [lambda case=case: measure(case, options) for case in CASES])
 
 
 def main() -> None:

@@ -70,6 +70,22 @@ def run_and_print(options: argparse.Namespace, run: Callable[[argparse.Namespace
     print(json.dumps(report) if options.json or options.smoke else tables(report))
 
 
+def measure_rows(options: argparse.Namespace, head: Report, jobs: list[Callable[[], Any]]) -> Report:
+    """
+    A report of `rows`, one a job, written after each where there is an `options.output`. An interrupted one of the same `head` goes on
+    where it stopped, a finished one is measured anew.
+    """
+    report = read_json(options.output) if options.output else {}
+    rows = report.get("rows", []) if {name: report.get(name) for name in head} == head else []
+    if len(rows) == len(jobs):
+        rows = []
+    for job in jobs[len(rows) :]:
+        rows.append(job())
+        if options.output:
+            write_json(options.output, {**head, "rows": rows})
+    return {**head, "rows": rows}
+
+
 def read_json(path: Path) -> Report:
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -72,9 +72,8 @@ class RepairedGRPOTrainer(GRPOTrainer):
             self._tokenizer.padding_side = "left"
         self.rollout_images: list[list[Any] | None] | None = None
         self._rows_are_suspected = True
-        self._once: OncePerPrompt | None = (
-            None  # made at the first batch, for a family that is not known is told before
-        )
+        # Made at the first batch, for a family that is not known is told before.
+        self._once: OncePerPrompt | None = None
         # TRL cuts a mixed batch into parts, some of text-only rows, and fails on these.
         self.imageless = ImagelessForwards(self.processing_class, append_row=self.accelerator.num_processes > 1)
         self.model_hooks = [self.imageless]

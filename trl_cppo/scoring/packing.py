@@ -65,7 +65,7 @@ class Padded:
     prefixes: torch.Tensor  # (prompts, longest prefix): packed tokens, padded at the end
     segments: torch.Tensor  # (segments, longest segment): padded at the end
     segment_keys: torch.Tensor  # (segments, longest prefix + longest segment): the prefixes padded in front
-    paddings: torch.Tensor  # (segments or 1,): how much there is in front; 1 where there is none
+    paddings: torch.Tensor  # (segments or 1,): how much there is in front; one entry where there is none
     outputs: torch.Tensor  # (L,): the place of each packed token among those of all prefixes, then all segments
 
 
@@ -112,11 +112,12 @@ class Layout:
 
     def _moved(self, index: Ragged | Padded) -> Ragged | Padded:
         def move(value: torch.Tensor | int) -> torch.Tensor | int:
-            if isinstance(value, int) or self.device.type != "cuda":
-                return value if isinstance(value, int) else value.to(self.device)
-            return value.pin_memory().to(
-                self.device, non_blocking=True
-            )  # from other memory the copy waits for the device
+            if isinstance(value, int):
+                return value
+            if self.device.type != "cuda":
+                return value.to(self.device)
+            # From other memory the copy waits for the device.
+            return value.pin_memory().to(self.device, non_blocking=True)
 
         return type(index)(**{name: move(value) for name, value in vars(index).items()})
 
