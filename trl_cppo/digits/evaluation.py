@@ -15,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from .model import chat
 from .task import MAX_RESPONSE_TOKENS, boxes_the_sum
 
 SHOWN = 3  # canvases whose answers are logged: the first ones, not chosen ones
@@ -30,10 +31,9 @@ def greedy_responses(
     training, responses = model.training, []
     model.eval()
     for batch in dataset.iter(batch_size):
-        content = [{"type": "image"}, {"type": "text", "text": batch["prompt"][0][0]["content"]}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+        texts = [chat(processor, message["content"]) for [message] in batch["prompt"]]
         images = [[image] for image in batch["image"]]
-        inputs = processor(text=[prompt] * len(images), images=images, return_tensors="pt").to(model.device)
+        inputs = processor(text=texts, images=images, return_tensors="pt").to(model.device)
         ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS, do_sample=False, top_k=None, use_cache=True)
         responses += processor.batch_decode(ids[:, inputs["input_ids"].size(1) :], skip_special_tokens=True)
     model.train(training)

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -16,14 +17,14 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from .task import PROMPT, SIDE
+from .task import PROMPT, WIDTH
 
 _SPECIAL = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _WORDS = ["<think>", "</think>", "\\boxed{", "}", "see", ",", ".", "+", "=", PROMPT, "<unk>"]
-_NUMBERS = [str(number) for number in range(28)]  # up to 9 + 9 + 9
+_NUMBERS = [str(number) for number in range(28)]  # 9 + 9 = 18 and some more, for tasks of one's own
 
-# One line, as the paper's prompts need no system message here: 21 tokens for a canvas, 16 of them image tokens.
+# One line, as the paper's prompts need no system message here: 13 tokens for a canvas, 8 of them image tokens.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>"
     "{% if message.content is string %}{{ message.content }}"
@@ -68,13 +69,19 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_processor() -> Qwen2_5_VLProcessor:
     """The real processor of Qwen2.5-VL with small patches, the small tokenizer and a one-line chat template."""
     patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    size = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": (4 * SIDE) ** 2}  # pixels
+    size = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": (4 * WIDTH) ** 2}  # pixels
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**patches, size=size),
         tokenizer=build_tokenizer(),
         video_processor=Qwen2VLVideoProcessor(**patches, size=size),
         chat_template=_CHAT_TEMPLATE,
     )
+
+
+def chat(processor: ProcessorMixin, question: str) -> str:
+    """An image and a question as the chat template writes them."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}])
 
 
 def token_ids() -> dict[str, int]:
@@ -123,7 +130,7 @@ def build_model(seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
             spatial_merge_size=MERGE,
             temporal_patch_size=2,
             out_hidden_size=64,
-            window_size=SIDE,
+            window_size=WIDTH,
             fullatt_block_indexes=[0, 1],
             initializer_range=0.05,
         ),

@@ -38,7 +38,7 @@ class EvaluationArguments:
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of the samples."})
     greedy: bool = field(default=True, metadata={"help": "Also complete greedily."})
     max_completion_length: int | None = field(
-        default=None, metadata={"help": "Longest completion in tokens. Default: 2048; 28 for digits."}
+        default=None, metadata={"help": "Longest completion in tokens. Default: 2048; 20 for digits."}
     )
     batch_size: int | None = field(
         default=None,
