@@ -16,16 +16,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from trl_cppo import digits
-from trl_cppo.digits.task import CELL, DIGIT, JITTER, NOISE, SIDE, handwriting
+from trl_cppo.digits.task import CELL, DIGIT, DIGITS, HEIGHT, JITTER, NOISE, WIDTH, handwriting
 
 _MARGIN = (CELL - DIGIT) // 2
-_READ = re.compile(r"see(\d+),(\d+),(\d+)\.")
+_READ = re.compile(r"see(\d+),(\d+)\b")
 
 
 @dataclass(frozen=True)
 class Canvas:
     image: Image.Image
-    digits: tuple[int, int, int]
+    digits: tuple[int, int]
 
     @property
     def solution(self) -> str:
@@ -51,7 +51,7 @@ def _printed(labels: np.ndarray) -> np.ndarray:
 def _gradient(canvas: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """A grey ramp behind the digits, from 0 to 90 of 255 in a random direction."""
     angle = draw.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1) - 0.5
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH] / (WIDTH - 1)
     ramp = x * np.cos(angle) + y * np.sin(angle)
     return np.maximum(canvas, 90 * (ramp - ramp.min()) / (ramp.max() - ramp.min()))
 
@@ -60,15 +60,16 @@ def _lines(canvas: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """Three straight grey lines from edge to edge."""
     image = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     for _ in range(3):
-        left, right = draw.uniform(0, SIDE, 2)
-        ends = [(0, left), (SIDE, right)] if draw.random() < 0.5 else [(left, 0), (right, SIDE)]
+        across = draw.random() < 0.5
+        begin, end = draw.uniform(0, HEIGHT if across else WIDTH, 2)
+        ends = [(0, begin), (WIDTH, end)] if across else [(begin, 0), (end, HEIGHT)]
         ImageDraw.Draw(image).line(ends, fill=150, width=1)
     return np.asarray(image, dtype=np.float32)
 
 
 def _downscale(image: Image.Image) -> Image.Image:
-    small = image.resize((SIDE // 2, SIDE // 2), Image.Resampling.BILINEAR)
-    return small.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    small = image.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.BILINEAR)
+    return small.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
@@ -88,24 +89,25 @@ CONDITIONS = {
     "clean": Condition("as in training, other handwriting"),
     "font": Condition("printed digits", printed=True),
     "background": Condition("a grey ramp behind the digits", behind=_gradient),
-    "position": Condition("digits moved by up to 5 pixels in place of 2", jitter=5),
+    "position": Condition("digits moved by up to 5 pixels in place of 2, within the canvas", jitter=5),
     "downscaled": Condition("the canvas at half its resolution", after=_downscale),
     "lines": Condition("three grey lines across the canvas", behind=_lines),
-    "two_step": Condition("digits of 5 and more; the right reading is given, both sums are left", perception_given=True, labels_from=5),
+    "given": Condition("digits of 5 and more; the right reading is given, the sum is left", perception_given=True, labels_from=5),
 }  # fmt: skip
 
 
 def _draw(condition: Condition, split: str, draw: np.random.Generator) -> Canvas:
     images, labels = handwriting(split)
     allowed = np.flatnonzero(labels >= condition.labels_from)
-    chosen = allowed[draw.integers(0, len(allowed), 3)]
-    offsets = draw.integers(-JITTER, JITTER + 1, (3, 2))
+    chosen = allowed[draw.integers(0, len(allowed), DIGITS)]
+    offsets = draw.integers(-JITTER, JITTER + 1, (DIGITS, 2))
     if condition.jitter != JITTER:
-        offsets = draw.integers(-condition.jitter, condition.jitter + 1, (3, 2))
+        offsets = draw.integers(-condition.jitter, condition.jitter + 1, (DIGITS, 2))
     shown = _printed(labels[chosen]) if condition.printed else images[chosen]
-    canvas = np.zeros((SIDE, SIDE), dtype=np.float32)
+    canvas = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     for cell, (image, offset) in enumerate(zip(shown, offsets, strict=True)):
-        top, left = np.clip(offset + _MARGIN + CELL * np.array(divmod(cell, 2)), 0, SIDE - DIGIT)
+        corner = offset + _MARGIN + np.array([0, CELL * cell])
+        top, left = np.clip(corner, 0, [HEIGHT - DIGIT, WIDTH - DIGIT])
         place = canvas[top : top + DIGIT, left : left + DIGIT]
         np.maximum(place, image, out=place)
     if condition.behind:

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.digits.model import seeded_cpu
+from trl_cppo.digits.model import chat, seeded_cpu
 from trl_cppo.rewards import think_boxed_format_reward
 
 _CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
@@ -39,14 +39,13 @@ def make_trainer(
         folder (`str`): for its output.
         rows (`int`): canvases of the data set.
         settings (`dict[str, Any]`): what [`run_settings`] returns; its seed is the data set's too.
-        kwargs: more arguments of the trainer.
+        kwargs: more arguments of the trainer, or others.
     """
     return trainer(
         model=str(digits.warm_start(seed=warm_start)),
         reward_funcs=[digits.sum_reward, think_boxed_format_reward],
-        args=CPPOConfig(**{"share_prefix": False} | settings | {"output_dir": folder}),  # as the stored runs
-        train_dataset=digits.make_dataset("rl", rows, seed=settings["seed"]),
-        **kwargs,
+        args=CPPOConfig(**settings | {"output_dir": folder}),
+        **{"train_dataset": digits.make_dataset("rl", rows, seed=settings["seed"])} | kwargs,
     )
 
 
@@ -55,11 +54,12 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
 
 
-def encode(processor: ProcessorMixin, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-    """The prompts of some canvases; all have the same length."""
-    content = [{"type": "image"}, {"type": "text", "text": digits.task.PROMPT}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}])
-    return processor(text=[prompt] * len(images), images=[[image] for image in images], return_tensors="pt")
+def encode(
+    processor: ProcessorMixin, images: list[Image.Image], prompts: list[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """The prompts of some canvases, all of the same length; without any, the task's own."""
+    texts = [chat(processor, prompt) for prompt in prompts or [digits.task.PROMPT] * len(images)]
+    return processor(text=texts, images=[[image] for image in images], return_tensors="pt")
 
 
 def append_tokens(inputs: dict[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -77,6 +77,7 @@ def sample(
     seed: int | None,
     batch_size: int = 250,
     starts: list[str] | None = None,
+    prompts: list[str] | None = None,
 ) -> torch.Tensor:
     """
     One completion of each canvas at temperature 1, as in training (no vision tokens), or the greedy one.
@@ -84,9 +85,10 @@ def sample(
     Args:
         seed (`int` or `None`): of the draw; torch's global generator is left as it was. `None`: greedy.
         starts (`list[str]`, *optional*): what each completion begins with; all of as many tokens, which are not returned.
+        prompts (`list[str]`, *optional*): the questions, where they are not the task's own; all of as many tokens.
 
     Returns:
-        `torch.Tensor` of shape `(B, 28)`, int64: padded on the right.
+        `torch.Tensor` of shape `(B, 20)`, int64: padded on the right.
     """
     length, pad = digits.task.MAX_RESPONSE_TOKENS, processor.tokenizer.pad_token_id
     config = model.config
@@ -94,7 +96,8 @@ def sample(
     parts = []
     with seeded_cpu(seed or 0):
         for start in range(0, len(images), batch_size):
-            inputs = encode(processor, images[start : start + batch_size])
+            asked = prompts[start : start + batch_size] if prompts else None
+            inputs = encode(processor, images[start : start + batch_size], asked)
             if starts and starts[0]:
                 given = processor.tokenizer(starts[start : start + batch_size], return_tensors="pt")["input_ids"]
                 inputs = append_tokens(inputs, given)
