@@ -9,7 +9,7 @@ import functools
 import math
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -49,21 +49,22 @@ class _NamingViewMaker:
         views = [*zip(preserving, maker.preserving, strict=True), *zip(removing, maker.removing, strict=True)]
         noting = [self._noting(name, view) for name, view in views]
         self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.read)
+        self.takes_others = maker.takes_others
         self.row_numbers: list[int] = []
         self.made: dict[int, NamedViews] = {}  # by the row's place in the batch
 
     def _noting(self, name: str, view: View) -> View:
         @functools.wraps(view)
-        def noted(image: Image.Image, generator: torch.Generator) -> Image.Image:
+        def noted(*args: Any) -> Image.Image:
             self._drawn.append(name)
-            return view(image, generator)
+            return view(*args)
 
         return noted
 
-    def __call__(self, images: list[Any], *key: str | int) -> ViewPair:
+    def __call__(self, images: list[Any], *key: str | int, others: Sequence[Any] = ()) -> ViewPair:
         row = key[-1]  # the prompt's place in the batch: there is one completion of each
         self._drawn.clear()
-        pair = self._maker(images, "report", self.row_numbers[row])
+        pair = self._maker(images, "report", self.row_numbers[row], others=others)
         names = list(zip(self._drawn[::2], self._drawn[1::2], strict=True))
         self.made[row] = NamedViews([self._maker.read_image(image) for image in images], pair, names)
         return pair

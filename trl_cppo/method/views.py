@@ -4,6 +4,8 @@
 
 A view is a callable `(PIL.Image.Image, torch.Generator) -> PIL.Image.Image`. It gets an RGB image, returns one of the
 same size, and draws every random number from the generator it is given: no global random state is read or written.
+
+A view whose attribute `takes_other` is true gets a third argument: an RGB image of another prompt, or `None` where there is none.
 """
 
 import inspect
@@ -17,16 +19,21 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from transformers.image_utils import load_image
 
-View = Callable[[Image.Image, torch.Generator], Image.Image]
+View = Callable[..., Image.Image]
 
 _VIEWS: dict[str, View] = {}
 _PATCH = 14  # pixels; the patch side of Qwen2-VL and of most vision towers
 
 
-def register_view(name: str) -> Callable[[View], View]:
+def register_view(name: str, takes_other: bool = False) -> Callable[[View], View]:
     """
     Decorator that registers a view under a name, so that `CPPOConfig.information_preserving` and
     `CPPOConfig.information_removing` can list it.
+
+    Args:
+        name (`str`): of the view.
+        takes_other (`bool`, *optional*, defaults to `False`): whether it is called with a third argument, an RGB image of another
+            prompt of the generation batch (of any size; `None` where there is no other).
 
     The same view defined anew, as by a notebook's cell that is run again, takes the place of the first; trainers that were
     made before keep theirs.
@@ -39,6 +46,8 @@ def register_view(name: str) -> Callable[[View], View]:
         if name in _VIEWS and _origin(_VIEWS[name]) != _origin(view):
             raise ValueError(f"A view named {name!r} is registered already: {_VIEWS[name]}. Choose another name.")
         _VIEWS[name] = view
+        if takes_other:
+            view.takes_other = True
         return view
 
     return register
@@ -113,15 +122,22 @@ def to_unconverted_rgb(image: Image.Image) -> Image.Image:
     return image
 
 
-def apply_view(view: View, image: Image.Image, generator: torch.Generator) -> Image.Image:
+def takes_other(view: View) -> bool:
+    """Whether a view is to be shown the image of another prompt too; see [`register_view`]."""
+    return getattr(view, "takes_other", False)
+
+
+def apply_view(
+    view: View, image: Image.Image, generator: torch.Generator, other: Image.Image | None = None
+) -> Image.Image:
     """
-    `view` applied to an RGB image, with its promise checked.
+    `view` applied to an RGB image, with its promise checked. `other` is for those that take one.
 
     Raises:
         `TypeError`: if the view returns something else than a PIL image.
         `ValueError`: if the view changed the size, which would change the number of image tokens.
     """
-    result = view(image, generator)
+    result = view(image, generator, other) if takes_other(view) else view(image, generator)
     name = getattr(view, "__name__", type(view).__name__)
     if not isinstance(result, Image.Image):
         raise TypeError(f"The view {name} returned a {type(result).__name__}; a view returns a PIL image.")
@@ -259,3 +275,15 @@ def patch_blackening(image: Image.Image, generator: torch.Generator) -> Image.Im
     black = (torch.rand((rows, columns), generator=generator) < 0.6).numpy()
     pixels[black.repeat(_PATCH, axis=0).repeat(_PATCH, axis=1)[:height, :width]] = 0
     return Image.fromarray(pixels)
+
+
+@register_view("another_image", takes_other=True)
+def another_image(image: Image.Image, generator: torch.Generator, other: Image.Image | None) -> Image.Image:
+    """
+    The image of another prompt of the generation batch, at this one's size (bilinear): nothing tells the policy that it is damaged.
+    Where there is no other, one grey: the mean of the image.
+    """
+    if other is None:
+        mean = np.array(image).mean(axis=(0, 1)).round().astype(int)
+        return Image.new("RGB", image.size, tuple(mean.tolist()))
+    return other.resize(image.size, Image.Resampling.BILINEAR)

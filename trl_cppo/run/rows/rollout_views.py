@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from ...config import CPPOConfig
 from ...method.request import ViewPair
 from .checks import row_name
 
@@ -21,6 +22,30 @@ class RolloutImages:
     column: str
     images: list[Any]
     shared: bool  # by all rollouts of its prompt; not where tools and environments return them
+
+
+def check_others(args: CPPOConfig) -> None:
+    """
+    Raises:
+        `ValueError`: if a process has the rollouts of one prompt alone in a generation batch, and a view wants another's image.
+    """
+    rows = args.per_device_train_batch_size * args.steps_per_generation
+    if rows < 2 * args.num_generations:
+        raise ValueError(
+            f"A view takes another prompt's image, but a process has {rows} rollouts of a generation batch and a prompt takes "
+            f"num_generations={args.num_generations}: set steps_per_generation (or gradient_accumulation_steps) or "
+            "per_device_train_batch_size higher, for two prompts or more."
+        )
+
+
+def images_of_others(images: list[RolloutImages], prompts: list[Hashable]) -> dict[Hashable, list[Any]]:
+    """For each prompt the images of the other prompts' first rollouts, in their order."""
+    firsts: dict[Hashable, list[Any]] = {}
+    for prompt, of_row in zip(prompts, images, strict=True):
+        firsts.setdefault(prompt, of_row.images)
+    return {
+        prompt: [image for other, shown in firsts.items() if other != prompt for image in shown] for prompt in firsts
+    }
 
 
 def make_views(
