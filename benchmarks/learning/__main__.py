@@ -6,6 +6,7 @@ What CPPO teaches on digits, with error bars: warm starts × seeds × arms, grad
     python -m benchmarks.learning              # all runs into benchmarks/results/learning.json; interrupt it at will
     python -m benchmarks.learning --sweep      # and CPPO's two forms over λ
     python -m benchmarks.learning --choose     # the bound on the gradient, on the validation split, into choice.json
+    python -m benchmarks.learning --few        # on 40 canvases, again and again, into few.json
     python -m benchmarks.learning --prefix     # CPPO with a shared prefix and without, paired, into prefix.json
     python -m benchmarks.learning --tables     # Markdown tables from the file
     python -m benchmarks.learning --picture    # docs/results/learning.svg and sweep.svg from the file
@@ -18,9 +19,10 @@ import json
 from typing import Any
 
 from ..lib.command import PICTURES, RESULTS, BenchmarkParser, read_json
-from .arms import ARMS
-from .report import choice_table, picture, prefix_table, sweep_picture, sweep_table, tables
-from .runs import BOUNDS, SWEEP, Grading, Job, run_jobs, sweep_job
+from ..lib.jobs import Job
+from .arms import ARMS, FEW
+from .report import choice_table, few_table, picture, prefix_table, sweep_picture, sweep_table, tables
+from .runs import BOUNDS, SWEEP, Grading, run_jobs, sweep_job
 
 
 def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
@@ -57,10 +59,21 @@ def prefix_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
     ]
 
 
+def few_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
+    """On 40 canvases; the warm starts themselves come with the first seed."""
+    jobs = []
+    for seed in range(seeds):
+        for warm_start in range(warm_starts):
+            jobs += [Job("grpo", warm_start, seed, 0, few=40)] if seed == 0 else []
+            jobs += [Job(arm, warm_start, seed, steps, few=40) for arm in FEW]
+    return jobs
+
+
 def all_tables(report: dict[str, Any], steps: int) -> str:
     choice = choice_table(read_json(RESULTS / "choice.json"))
     prefix = prefix_table(read_json(RESULTS / "prefix.json"))
-    return "\n\n".join([tables(report, steps), sweep_table(report, steps), choice, prefix])
+    few = few_table(read_json(RESULTS / "few.json"), steps)
+    return "\n\n".join([tables(report, steps), sweep_table(report, steps), choice, few, prefix])
 
 
 def draw(report: dict[str, Any], steps: int) -> None:
@@ -78,6 +91,7 @@ def main() -> None:
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
     parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
     parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
+    parser.add_argument("--few", action="store_true", help="run on 40 canvases")
     parser.add_argument("--prefix", action="store_true", help="compare share_prefix=True with False, two seeds")
     options = parser.parse_args()
     steps = options.steps
@@ -89,6 +103,9 @@ def main() -> None:
     elif options.prefix:
         jobs = prefix_jobs(options.warm_starts, 2, steps)
         run_jobs(jobs, Grading(conditions=("clean",)), RESULTS / "prefix.json", options.workers)
+    elif options.few:
+        jobs = few_jobs(options.warm_starts, options.seeds, steps)
+        run_jobs(jobs, Grading(conditions=("clean",)), RESULTS / "few.json", options.workers)
     elif options.choose:
         grading = Grading(split="validation", conditions=("clean",))
         run_jobs(choice_jobs(2, steps), grading, RESULTS / "choice.json", options.workers)

@@ -60,6 +60,7 @@ class Arm:
     label: str
     trainer: type[CPPOTrainer] = CPPOTrainer
     settings: dict[str, Any] = field(default_factory=dict)  # on top of examples/configs/digits.yaml
+    augmented: bool = False  # whether what is trained on are information-preserving views of the canvases
 
 
 ARMS = {
@@ -73,4 +74,11 @@ ARMS = {
         PAPOTrainer,
         {"gate_by_advantage": False, "perception_token_ratio": None, "information_removing": ["patch_blackening"]},
     ),
+}
+AUGMENTED = Arm("GRPO on preserving views", settings={"cpl_coef": 0.0}, augmented=True)
+FEW = {  # arms of the runs on few canvases
+    "grpo": ARMS["grpo"],
+    "cppo": ARMS["cppo"],
+    "cppo_double": Arm("CPPO, λ = 0.02", settings={"cpl_coef": 0.02}),
+    "augmented": AUGMENTED,
 }

@@ -24,8 +24,9 @@ from trl_cppo.run.card.markdown import table
 
 from ..lib import digits_lab as lab
 from ..lib.command import BenchmarkParser, Report, write_json
+from ..lib.jobs import Job
 from .report import FIGURES, Values, cell, difference
-from .runs import Grading, Job, run_jobs
+from .runs import Grading, run_jobs
 
 _NAME, BUDGETS = "cpl_rollouts_per_prompt", (1, 2)
 SHOWN = ("greedy", "avg@4", "training reward, last 10 steps", "detector AUC, %")

@@ -12,7 +12,7 @@ from trl_cppo.run.card.markdown import table
 
 from ..lib import digits_lab as lab
 from ..lib import pictures
-from .arms import ARMS
+from .arms import ARMS, FEW
 from .runs import COEFS, SWEEP, SWEPT, sweep_job
 
 Values = dict[tuple[int, int], float]  # of a run each, by warm start and seed
@@ -152,6 +152,21 @@ def prefix_table(report: dict[str, Any]) -> str:
     differences = [difference(values[True][name], values[False][name]) for name in list(figures)[:-1]]
     rows.append(["difference; share of the time, %", "", *differences, cell(ratio)])
     return table(rows, ["scoring", "runs", *figures])
+
+
+def few_table(report: dict[str, Any], steps: int) -> str:
+    """Markdown: the arms on 40 canvases, and the differences to GRPO on the same."""
+    names = ("greedy", "avg@4", "training reward, last 10 steps", "detector AUC, %")
+    base = {name: select(report, "grpo", FIGURES[name], steps) for name in names}
+    rows = []
+    for label, arm, length in [("warm start", "grpo", 0), *((arm.label, name, steps) for name, arm in FEW.items())]:
+        values = {name: select(report, arm, FIGURES[name], length) for name in names if length or name[:2] != "tr"}
+        cells = [cell(values[name]) if values.get(name) else "–" for name in names]
+        compared = (
+            [difference(values[name], base[name]) for name in ("greedy", "avg@4")] if arm != "grpo" else ["", ""]
+        )
+        rows.append([label, len(values["greedy"]), *cells, *compared])
+    return table(rows, ["on 40 canvases", "runs", *names, "greedy − GRPO's", "avg@4 − GRPO's"])
 
 
 def choice_table(report: dict[str, Any]) -> str:

@@ -1,19 +1,13 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""One training run on digits and its grades; many of them, two at a time, kept in a file that survives an interruption."""
+"""One training run on digits and its grades."""
 
 import contextlib
+import functools
 import io
-import multiprocessing
-import os
-import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +17,13 @@ from trl_cppo import digits
 from trl_cppo.method.views import get_view
 
 from ..lib import digits_lab as lab
-from ..lib.command import read_json, write_json
-from .arms import ARMS
+from ..lib import jobs as lab_jobs
+from ..lib.jobs import Job
+from .arms import ARMS, FEW, Arm
 from .conditions import CONDITIONS, canvases, judge
 
 CANVAS_SEED = {"validation": 21, "test": 22}
 SAMPLES = 4  # a canvas, for avg@4
-METRICS = ["rewards/sum_reward/mean", "cpl/loss", "cpl/entropy_shift", "cpl/contrast_accuracy", "cpl/perception_ratio"]
-METRICS += ["cpl/gradient_ratio"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run. `settings` come on top of the arm's."""
-
-    arm: str
-    warm_start: int
-    seed: int
-    steps: int = 60
-    settings: dict[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def name(self) -> str:
-        changes = "".join(f" {name}={value}" for name, value in self.settings.items())
-        return f"warm{self.warm_start} seed{self.seed} {self.arm}{changes} steps{self.steps}"
-
-
 SWEPT = ("cppo", "cppo_robust")  # arms that are run over λ
 COEFS = (0.01, 0.05, 0.2)
 SWEEP = [("grpo", 0.0), *((arm, coef) for arm in SWEPT for coef in COEFS)]  # arm, λ
@@ -74,14 +49,19 @@ class Grading:
 
 def settings_of(job: Job) -> dict[str, Any]:
     """The whole configuration of a run, as CPPOConfig gets it."""
-    return lab.run_settings(seed=job.seed, max_steps=job.steps) | ARMS[job.arm].settings | job.settings
+    return lab.run_settings(seed=job.seed, max_steps=job.steps) | arm_of(job).settings | job.settings
+
+
+def arm_of(job: Job) -> Arm:
+    return (ARMS if job.few is None else FEW)[job.arm]
 
 
 def train(job: Job) -> tuple[Any, list[dict[str, float]]]:
     """The trained trainer and its log."""
     with tempfile.TemporaryDirectory() as folder:
-        kind, settings = ARMS[job.arm].trainer, settings_of(job)
-        trainer = lab.make_trainer(kind, folder, job.warm_start, 32 * job.steps, settings)
+        arm, settings = arm_of(job), settings_of(job)
+        rows = lab.training_rows(32 * job.steps, job.seed, job.few, augmented=arm.augmented)
+        trainer = lab.make_trainer(arm.trainer, folder, job.warm_start, rows, settings)
         with contextlib.redirect_stdout(io.StringIO()):  # the log of every step
             trainer.train()
     return trainer, [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -144,66 +124,13 @@ def run(job: Job, grading: Grading) -> dict[str, Any]:
         folder = Path(grading.models) / job.name.replace(" ", "-")
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    history = {name: _means([entry.get(name) for entry in log]) for name in METRICS}
-    return {**grade(model, processor, grading), "history": history, "training_seconds": trained}
-
-
-def _means(values: Iterable[float | None], window: int = 10) -> list[float | None]:
-    """Means of every ten values; a `None` or NaN is left out."""
-    values = list(values)
-    parts = [[v for v in values[i : i + window] if v is not None and v == v] for i in range(0, len(values), window)]
-    return [round(statistics.fmean(part), 5) if part else None for part in parts]
-
-
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("trl", "transformers", "torch", "trl_cppo")}
+    return {**grade(model, processor, grading), "history": lab_jobs.history(log), "training_seconds": trained}
 
 
 def run_jobs(jobs: list[Job], grading: Grading, path: Path | None, workers: int = 2) -> dict[str, Any]:
-    """
-    Do the jobs that the file at `path` does not hold yet, and add each to it when it is done.
-
-    Raises:
-        `SystemExit`: if the file was made with another grading or other settings; at the end, if a job failed.
-    """
-    report = (read_json(path) if path else {}) or {"grading": _plain(grading), "versions": versions(), "runs": {}}
-    if report["grading"] != _plain(grading):
-        sys.exit(f"{path} holds runs graded with {report['grading']}, not {_plain(grading)}. Use another --output.")
-    stale = [
-        job.name
-        for job in jobs
-        if report["runs"].get(job.name, {}).get("settings", settings_of(job)) != settings_of(job)
-    ]
-    if stale:
-        sys.exit(
-            f"{path} holds runs with other settings than the arms have now: {', '.join(stale)}. Use another --output."
-        )
-    for arm in dict.fromkeys(job.arm for job in jobs):
-        print(arm, settings_of(next(job for job in jobs if job.arm == arm)), file=sys.stderr)
-    todo = [job for job in jobs if job.name not in report["runs"]]
-    for seed in sorted({job.warm_start for job in todo}):  # once, before the workers that share it
-        digits.warm_start(seed=seed)
-    # One thread each, and a thread that waits gives its core away: the variables are read when torch is loaded.
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    failures = []
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(run, job, grading): job for job in todo}
-        try:
-            for done in as_completed(pending):
-                job, error = pending[done], done.exception()
-                if error:
-                    failures.append(f"{job.name}: {error!r}")
-                    continue
-                report["runs"][job.name] = {"job": asdict(job), "settings": settings_of(job), **done.result()}
-                if path:
-                    write_json(path, report)
-                print(job.name, done.result()["conditions"].get("clean"), file=sys.stderr, flush=True)
-        except BaseException:  # an interruption does not wait for what has not begun
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if failures:
-        sys.exit("These runs failed, the others are kept:\n" + "\n".join(failures))
-    return report
+    """See [`~benchmarks.lib.jobs.run_jobs`]."""
+    do = functools.partial(run, grading=grading)
+    return lab_jobs.run_jobs(jobs, _plain(grading), path, do, settings_of, digits.warm_start, workers)
 
 
 def _plain(grading: Grading) -> dict[str, Any]:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
 from trl_cppo.digits.model import chat, seeded_cpu
+from trl_cppo.method.view_maker import ViewMaker
+from trl_cppo.method.views import get_view
 from trl_cppo.rewards import think_boxed_format_reward
 
 _CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
@@ -29,23 +32,57 @@ def run_settings(**changes: Any) -> dict[str, Any]:
     return yaml.safe_load(_CONFIG.read_text()) | quiet | changes
 
 
+def training_rows(
+    count: int, seed: int, few: int | None = None, augmented: bool = False, captions_right: float | None = None
+) -> Dataset:
+    """
+    What a run trains on.
+
+    Args:
+        count (`int`): rows.
+        few (`int`, *optional*): draw so many canvases alone, and go through them again and again, in another order each time.
+        augmented (`bool`, *optional*): whether each row shows an information-preserving view in the place of its canvas.
+        captions_right (`float`, *optional*): as for [`~trl_cppo.digits.make_dataset`].
+    """
+    rows = digits.make_dataset("rl", few or count, seed, captions_right)
+    if few is not None:
+        draw = np.random.default_rng([seed, few])
+        rows = rows.select(np.concatenate([draw.permutation(few) for _ in range(-(-count // few))])[:count])
+    if not augmented:
+        return rows
+    names = CPPOConfig.__dataclass_fields__["information_preserving"].default_factory()
+    views = [get_view(name) for name in names]
+    maker = ViewMaker(views, views, seed)
+    return rows.map(
+        lambda row, place: {"image": maker([row["image"]], "augmented", place).preserved[0]}, with_indices=True
+    )
+
+
 def make_trainer(
-    trainer: type[CPPOTrainer], folder: str, warm_start: int, rows: int, settings: dict[str, Any], **kwargs: Any
+    trainer: type[CPPOTrainer],
+    folder: str,
+    warm_start: int | Path,
+    rows: int | Dataset,
+    settings: dict[str, Any],
+    **kwargs: Any,
 ) -> CPPOTrainer:
     """
     The trainer of an embedded run.
 
     Args:
         folder (`str`): for its output.
-        rows (`int`): canvases of the data set.
-        settings (`dict[str, Any]`): what [`run_settings`] returns; its seed is the data set's too.
-        kwargs: more arguments of the trainer, or others.
+        warm_start (`int` or `Path`): a seed, or a model's folder.
+        rows (`int` or `Dataset`): what it trains on; a number of canvases by the settings' seed.
+        settings (`dict[str, Any]`): what [`run_settings`] returns.
+        kwargs: more arguments of the trainer.
     """
+    model = digits.warm_start(seed=warm_start) if isinstance(warm_start, int) else warm_start
     return trainer(
-        model=str(digits.warm_start(seed=warm_start)),
+        model=str(model),
         reward_funcs=[digits.sum_reward, think_boxed_format_reward],
         args=CPPOConfig(**settings | {"output_dir": folder}),
-        **{"train_dataset": digits.make_dataset("rl", rows, seed=settings["seed"])} | kwargs,
+        train_dataset=training_rows(rows, settings["seed"]) if isinstance(rows, int) else rows,
+        **kwargs,
     )
 
 
@@ -132,10 +169,14 @@ def true_perception_tokens(processor: ProcessorMixin, completions: torch.Tensor)
 
 
 def next_log_probs(
-    model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image], completions: torch.Tensor
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    images: list[Image.Image],
+    completions: torch.Tensor,
+    prompts: list[str] | None = None,
 ) -> torch.Tensor:
     """Log-probabilities of every next token at temperature 1, shape `(B, T, V)`, float32, in one forward."""
-    inputs = append_tokens(encode(processor, images), completions)
+    inputs = append_tokens(encode(processor, images, prompts), completions)
     return model(**inputs).logits[:, -completions.size(1) - 1 : -1].float().log_softmax(dim=-1)
 
 
@@ -145,11 +186,15 @@ def log_distributions(
     processor: ProcessorMixin,
     images: list[Image.Image],
     completions: torch.Tensor,
+    prompts: list[str] | None = None,
     batch_size: int = 250,
 ) -> torch.Tensor:
     """As [`next_log_probs`], without a graph, some rows at a time."""
     parts = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-    return torch.cat([next_log_probs(model, processor, images[part], completions[part]) for part in parts])
+    asked = prompts or [digits.task.PROMPT] * len(images)
+    return torch.cat(
+        [next_log_probs(model, processor, images[part], completions[part], asked[part]) for part in parts]
+    )
 
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ def check_learning(report):
         for shares in run["conditions"].values():
             assert sum(shares[kind] for kind in ("right", "misread", "wrong_sum", "format")) == pytest.approx(1)
         assert 0.75 < run["detector"]["auc"] < 1  # two steps from the warm start
-        assert run["conditions"]["two_step"]["misread"] == 0  # the reading is given
+        assert run["conditions"]["given"]["misread"] == 0  # the reading is given
     assert all(value > 0 for run in runs.values() for value in run["history"]["rewards/sum_reward/mean"])
 
 
@@ -76,6 +76,19 @@ def check_budget(report):
     assert report["runs"] == {}
     [seed] = report["noise"].values()
     assert 0 < seed["noise"]["2"] < seed["noise"]["1"] < 10 * seed["squared_norm"]
+
+
+def check_temptation(report):
+    runs = {run["job"]["arm"]: run for run in report["runs"].values()}
+    assert set(runs) == {"disagreement", "augmented"}
+    for run in runs.values():
+        conditions, tokens = run["conditions"], run["tokens"]
+        assert list(conditions) == ["wrong", "absent", "training", "right"]
+        assert all(0 < graded["right"] < 1 for graded in conditions.values())
+        assert "follows" in conditions["wrong"] and "follows" not in conditions["absent"]  # nothing to follow
+        assert 0 < tokens["removed_divergence_where_right"] < tokens["removed_divergence_where_wrong"]
+    assert runs["augmented"]["history"]["cpl/loss"] == [None]
+    assert runs["disagreement"]["history"]["cpl/loss"][0] > 0
 
 
 def check_prefix_overhead(report):
@@ -91,6 +104,7 @@ CHECKS = {
     "gradients": check_gradients,
     "learning": check_learning,
     "learning.budget": check_budget,
+    "temptation": check_temptation,
 }
 
 

@@ -1,0 +1,115 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Training runs on digits: many of them, two at a time, kept in a file that survives an interruption."""
+
+import multiprocessing
+import os
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .command import read_json, write_json
+
+METRICS = ["rewards/sum_reward/mean", "cpl/loss", "cpl/entropy_shift", "cpl/contrast_accuracy", "cpl/perception_ratio"]
+METRICS += ["cpl/gradient_ratio"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. `settings` come on top of the arm's."""
+
+    arm: str
+    warm_start: int
+    seed: int
+    steps: int = 60
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    few: int | None = None  # canvases that it trains on, again and again; None: each is new
+
+    @property
+    def name(self) -> str:
+        changes = "".join(f" {name}={value}" for name, value in self.settings.items())
+        few = "" if self.few is None else f" canvases{self.few}"
+        return f"warm{self.warm_start} seed{self.seed} {self.arm}{changes} steps{self.steps}{few}"
+
+
+def history(log: list[dict[str, float]]) -> dict[str, list[float | None]]:
+    """Means of every ten steps of the metrics that are kept."""
+    return {name: _means([entry.get(name) for entry in log]) for name in METRICS}
+
+
+def _means(values: Iterable[float | None], window: int = 10) -> list[float | None]:
+    """Means of every ten values; a `None` or NaN is left out."""
+    values = list(values)
+    parts = [[v for v in values[i : i + window] if v is not None and v == v] for i in range(0, len(values), window)]
+    return [round(statistics.fmean(part), 5) if part else None for part in parts]
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("trl", "transformers", "torch", "trl_cppo")}
+
+
+def run_jobs(
+    jobs: list[Job],
+    grading: dict[str, Any],
+    path: Path | None,
+    run: Callable[[Job], dict[str, Any]],
+    settings_of: Callable[[Job], dict[str, Any]],
+    warm_start: Callable[[int], Any],
+    workers: int = 2,
+) -> dict[str, Any]:
+    """
+    Do the jobs that the file at `path` does not hold yet, and add each to it when it is done.
+
+    Args:
+        grading (`dict[str, Any]`): what the runs are graded by, as JSON has it; kept with them.
+        run (`Callable`): does a job, in a process of its own.
+        settings_of (`Callable`): a job's settings, which are kept with it.
+        warm_start (`Callable`): makes the warm start of a number, before the processes that share it.
+
+    Raises:
+        `SystemExit`: if the file was made with another grading or other settings; at the end, if a job failed.
+    """
+    report = (read_json(path) if path else {}) or {"grading": grading, "versions": versions(), "runs": {}}
+    if report["grading"] != grading:
+        sys.exit(f"{path} holds runs graded with {report['grading']}, not {grading}. Use another --output.")
+    stale = [
+        job.name
+        for job in jobs
+        if report["runs"].get(job.name, {}).get("settings", settings_of(job)) != settings_of(job)
+    ]
+    if stale:
+        sys.exit(
+            f"{path} holds runs with other settings than the arms have now: {', '.join(stale)}. Use another --output."
+        )
+    for arm in dict.fromkeys(job.arm for job in jobs):
+        print(arm, settings_of(next(job for job in jobs if job.arm == arm)), file=sys.stderr)
+    todo = [job for job in jobs if job.name not in report["runs"]]
+    for seed in sorted({job.warm_start for job in todo}):
+        warm_start(seed)
+    # One thread each, and a thread that waits gives its core away: the variables are read when torch is loaded.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    failures = []
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending = {pool.submit(run, job): job for job in todo}
+        try:
+            for done in as_completed(pending):
+                job, error = pending[done], done.exception()
+                if error:
+                    failures.append(f"{job.name}: {error!r}")
+                    continue
+                report["runs"][job.name] = {"job": asdict(job), "settings": settings_of(job), **done.result()}
+                if path:
+                    write_json(path, report)
+                first = next(iter(done.result()["conditions"].values()))
+                print(job.name, first, file=sys.stderr, flush=True)
+        except BaseException:  # an interruption does not wait for what has not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        sys.exit("These runs failed, the others are kept:\n" + "\n".join(failures))
+    return report

@@ -1,0 +1,82 @@
+# Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+r"""
+Digits with a caption in the prompt that names them, often rightly: does CPPO keep a model looking, where GRPO learns to trust the text?
+
+    python -m benchmarks.temptation             # all runs into benchmarks/results/temptation.json; interrupt it at will
+    python -m benchmarks.temptation --choose    # forms over λ and bounds on the validation split, into temptation_choice.json
+    python -m benchmarks.temptation --tables    # Markdown tables from the files
+    python -m benchmarks.temptation --picture   # docs/results/temptation.svg from the file
+
+A caption's digits are right with probability 0.5 in the warm start and 0.9 in training. Models are graded on the same canvases
+behind captions that are wrong, absent, as in training, and right. Runs that are in the file are not repeated, and they are
+ordered by seed. Two one-thread runs go side by side, each of one to two minutes.
+"""
+
+import json
+from typing import Any
+
+from ..lib.command import PICTURES, RESULTS, BenchmarkParser, read_json
+from ..lib.jobs import Job
+from .arms import ARMS
+from .report import choice_table, picture, tables
+from .runs import run_jobs
+
+CHOICE_SEEDS = (10, 11)  # not those that are shown
+CHOICES: list[tuple[str, dict[str, Any]]] = [
+    ("grpo", {}),
+    ("cppo", {"cpl_coef": 0.01}),
+    ("cppo", {"cpl_coef": 0.03}),
+    *(("cppo_bounded", {"cpl_max_gradient_ratio": bound}) for bound in (0.2, 0.4, 1.0)),
+    ("another_image", {"cpl_coef": 0.01}),
+    ("another_image", {"cpl_coef": 0.03}),
+    ("disagreement", {"cpl_coef": 0.03}),
+]
+
+
+def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
+    """Seed by seed; the warm starts themselves come with the first."""
+    jobs = []
+    for seed in range(seeds):
+        for warm_start in range(warm_starts):
+            jobs += [Job("grpo", warm_start, seed, 0)] if seed == 0 else []
+            jobs += [Job(arm, warm_start, seed, steps) for arm in arms]
+    return jobs
+
+
+def choice_jobs(steps: int) -> list[Job]:
+    """From the first warm start, with seeds of their own."""
+    return [Job(arm, 0, seed, steps, changes) for seed in CHOICE_SEEDS for arm, changes in CHOICES]
+
+
+def main() -> None:
+    parser = BenchmarkParser("temptation", __doc__, smoke="two arms of two steps, few canvases")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--warm_starts", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run, of 32 prompts × 8 rollouts")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument(
+        "--choose", action="store_true", help="run the settings to choose from, on the validation split"
+    )
+    options = parser.parse_args()
+    choice = RESULTS / "temptation_choice.json"
+
+    def all_tables(report: dict[str, Any]) -> str:
+        return "\n\n".join([*tables(report, options.steps), choice_table(read_json(choice))])
+
+    if parser.show(options, all_tables, lambda report: picture(report, options.steps, PICTURES / "temptation.svg")):
+        return
+    grading = {"split": "test", "canvases": 1000, "sampled": 250}
+    if options.smoke:
+        jobs = [Job(arm, 0, 0, steps=2) for arm in ("disagreement", "augmented")]
+        print(json.dumps(run_jobs(jobs, {**grading, "canvases": 20, "sampled": 5}, options.output, options.workers)))
+    elif options.choose:
+        run_jobs(choice_jobs(options.steps), {**grading, "split": "validation"}, choice, options.workers)
+    else:
+        jobs = make_jobs(options.arms, options.warm_starts, options.seeds, options.steps)
+        run_jobs(jobs, grading, options.output, options.workers)
+
+
+if __name__ == "__main__":
+    main()
