@@ -3,7 +3,7 @@
 r"""
 What CPPO's update (loss and backward) costs, as ratios to GRPOTrainer's on the same model and the same batch in one run.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cost            # a table, and benchmarks/results/cost.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost            # a table, and benchmarks/results/cost/cost.json
     OMP_NUM_THREADS=1 python -m benchmarks.cost --json     # the same as one JSON object on stdout
     python -m benchmarks.cost --tables --picture           # tables and docs/results/cost.svg from that file, without a run
 

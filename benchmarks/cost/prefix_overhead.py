@@ -3,7 +3,7 @@
 r"""
 Where packing short prompts takes longer than it saves: what `MIN_TOKENS_SAVED` of trl_cppo/scoring/shared_prefix.py was chosen from.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead          # a table, and benchmarks/results/prefix_overhead.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead          # a table, and benchmarks/results/cost/prefix_overhead.json
     OMP_NUM_THREADS=1 python -m benchmarks.cost.prefix_overhead --tables # the table from that file
 
 CPPO's update (loss and backward) of a Qwen2.5-VL of one million parameters, packed and in plain rows in turns, half of the prompts

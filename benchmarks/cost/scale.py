@@ -3,7 +3,7 @@
 r"""
 What an update of Qwen2.5-VL-3B and 7B costs, GRPO's and CPPO's, over lengths and gated share, and the memory it needs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cost.scale            # tables, and benchmarks/results/scale.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.scale            # tables, and benchmarks/results/cost/scale.json
     OMP_NUM_THREADS=1 python -m benchmarks.cost.scale --json     # one JSON object on stdout in place of the tables
     python -m benchmarks.cost.scale --tables --picture           # tables and docs/results/scale.svg from that file, without a count
 

@@ -3,7 +3,7 @@
 r"""
 Where the time of a whole training step goes: CPPO's beside GRPOTrainer's, by parts, on the embedded digits task.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cost.step            # tables, and benchmarks/results/step.json
+    OMP_NUM_THREADS=1 python -m benchmarks.cost.step            # tables, and benchmarks/results/cost/step.json
     OMP_NUM_THREADS=1 python -m benchmarks.cost.step --json     # the same as one JSON object on stdout
     python -m benchmarks.cost.step --tables --picture           # tables and docs/results/step.svg from that file, without a run
 

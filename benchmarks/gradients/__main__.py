@@ -3,7 +3,7 @@
 r"""
 Where the gradient of the Contrastive Perception Loss goes: its parts against GRPO's, on batches of the embedded digits run.
 
-    python -m benchmarks.gradients              # into benchmarks/results/gradients.json, about 8 minutes of one core
+    python -m benchmarks.gradients              # into benchmarks/results/gradients/gradients.json, about 8 minutes of one core
     python -m benchmarks.gradients --tables     # Markdown tables from the file
     python -m benchmarks.gradients --picture    # docs/results/gradients.svg from the file
 

@@ -3,7 +3,7 @@
 r"""
 What CPPO teaches on digits, with error bars: warm starts × seeds × arms, graded on held-out canvases and on shifted ones.
 
-    python -m benchmarks.learning              # all runs into benchmarks/results/learning.json; interrupt it at will
+    python -m benchmarks.learning              # all runs into benchmarks/results/learning/learning.json; interrupt it at will
     python -m benchmarks.learning --sweep      # and CPPO's two forms over λ
     python -m benchmarks.learning --choose     # the bound on the gradient, on the validation split, into choice.json
     python -m benchmarks.learning --few        # on 40 canvases, again and again, into few.json
@@ -23,6 +23,8 @@ from ..lib.jobs import Job
 from .arms import ARMS, FEW
 from .report import choice_table, few_table, picture, prefix_table, sweep_picture, sweep_table, tables
 from .runs import BOUNDS, SWEEP, Grading, run_jobs, sweep_job
+
+_RESULTS = RESULTS / "learning"
 
 
 def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
@@ -70,10 +72,14 @@ def few_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
 
 
 def all_tables(report: dict[str, Any], steps: int) -> str:
-    choice = choice_table(read_json(RESULTS / "choice.json"))
-    prefix = prefix_table(read_json(RESULTS / "prefix.json"))
-    few = few_table(read_json(RESULTS / "few.json"), steps)
-    return "\n\n".join([tables(report, steps), sweep_table(report, steps), choice, few, prefix])
+    others = {
+        "choice": choice_table,
+        "few": lambda few: few_table(few, steps),
+        "prefix": prefix_table,
+    }
+    found = {name: read_json(_RESULTS / f"{name}.json") for name in others}
+    parts = [make(found[name]) for name, make in others.items() if found[name]]
+    return "\n\n".join([tables(report, steps), sweep_table(report, steps), *parts])
 
 
 def draw(report: dict[str, Any], steps: int) -> None:
@@ -102,13 +108,13 @@ def main() -> None:
         print(json.dumps(run_jobs(jobs, Grading(canvases=20, sampled=5), options.output, options.workers)))
     elif options.prefix:
         jobs = prefix_jobs(options.warm_starts, 2, steps)
-        run_jobs(jobs, Grading(conditions=("clean",)), RESULTS / "prefix.json", options.workers)
+        run_jobs(jobs, Grading(conditions=("clean",)), _RESULTS / "prefix.json", options.workers)
     elif options.few:
         jobs = few_jobs(options.warm_starts, options.seeds, steps)
-        run_jobs(jobs, Grading(conditions=("clean",)), RESULTS / "few.json", options.workers)
+        run_jobs(jobs, Grading(conditions=("clean",)), _RESULTS / "few.json", options.workers)
     elif options.choose:
         grading = Grading(split="validation", conditions=("clean",))
-        run_jobs(choice_jobs(2, steps), grading, RESULTS / "choice.json", options.workers)
+        run_jobs(choice_jobs(2, steps), grading, _RESULTS / "choice.json", options.workers)
     else:
         if options.sweep:
             jobs = sweep_jobs(options.seeds, steps)

@@ -3,7 +3,7 @@
 r"""
 What a budget of views (`cpl_rollouts_per_prompt`) costs in learning, and in noise of the CPL's gradient, on digits.
 
-    python -m benchmarks.learning.budget            # all runs into benchmarks/results/budget.json; interrupt it at will
+    python -m benchmarks.learning.budget            # all runs into benchmarks/results/learning/budget.json; interrupt it at will
     python -m benchmarks.learning.budget --tables   # Markdown tables from the file
 
 Runs of K = 1, 2 and all gated rollouts of a prompt, and GRPO's, from one warm start, seed by seed on the same prompts. The noise is

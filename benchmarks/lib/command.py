@@ -20,8 +20,8 @@ class BenchmarkParser(argparse.ArgumentParser):
     A parser with `--output`, `--tables`, `--picture` and `--smoke`.
 
     Args:
-        module (`str`): the benchmark's below `benchmarks`. Its file, where no other is given, is called by the last part of
-            the name: `benchmarks/results/scale.json` for `"cost.scale"`; with `--smoke` there is none.
+        module (`str`): the benchmark's below `benchmarks`. Its file, where no other is given, is called by it:
+            `benchmarks/results/cost/scale.json` for `"cost.scale"`, `cost/cost.json` for `"cost"`; with `--smoke` there is none.
         doc (`str`): its docstring.
         smoke (`str`): what its short version is.
     """
@@ -32,9 +32,9 @@ class BenchmarkParser(argparse.ArgumentParser):
             description=doc,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        name = module.split(".")[-1]
-        self._default = RESULTS / f"{name}.json"
-        self.add_argument("--output", type=Path, help=f"JSON file (default: benchmarks/results/{name}.json)")
+        folder, name = module.split(".")[0], module.split(".")[-1]
+        self._default = RESULTS / folder / f"{name}.json"
+        self.add_argument("--output", type=Path, help=f"JSON file (default: benchmarks/results/{folder}/{name}.json)")
         self.add_argument("--tables", action="store_true", help="print the tables of the file, run nothing")
         self.add_argument("--picture", action="store_true", help="draw the file into docs/results/, run nothing")
         self.add_argument(

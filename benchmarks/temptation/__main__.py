@@ -3,8 +3,8 @@
 r"""
 Digits with a caption in the prompt that names them, often rightly: does CPPO keep a model looking, where GRPO learns to trust the text?
 
-    python -m benchmarks.temptation             # all runs into benchmarks/results/temptation.json; interrupt it at will
-    python -m benchmarks.temptation --choose    # forms over λ and bounds on the validation split, into temptation_choice.json
+    python -m benchmarks.temptation             # all runs into benchmarks/results/temptation/temptation.json; interrupt it at will
+    python -m benchmarks.temptation --choose    # forms over λ and bounds on the validation split, into choice.json beside it
     python -m benchmarks.temptation --tables    # Markdown tables from the files
     python -m benchmarks.temptation --picture   # docs/results/temptation.svg from the file
 
@@ -60,10 +60,11 @@ def main() -> None:
         "--choose", action="store_true", help="run the settings to choose from, on the validation split"
     )
     options = parser.parse_args()
-    choice = RESULTS / "temptation_choice.json"
+    choice = RESULTS / "temptation" / "choice.json"
 
     def all_tables(report: dict[str, Any]) -> str:
-        return "\n\n".join([*tables(report, options.steps), choice_table(read_json(choice))])
+        chosen = read_json(choice)
+        return "\n\n".join([*tables(report, options.steps), *([choice_table(chosen)] if chosen else [])])
 
     if parser.show(options, all_tables, lambda report: picture(report, options.steps, PICTURES / "temptation.svg")):
         return
