@@ -4,7 +4,7 @@ r"""
 Digits with a caption in the prompt that names them, often rightly: does CPPO keep a model looking, where GRPO learns to trust the text?
 
     python -m benchmarks.temptation             # all runs into benchmarks/results/temptation/temptation.json; interrupt it at will
-    python -m benchmarks.temptation --choose    # forms over λ and bounds on the validation split, into choice.json beside it
+    python -m benchmarks.temptation --choose    # temperatures and bounds on the validation split, into choice.json beside it
     python -m benchmarks.temptation --tables    # Markdown tables from the files
     python -m benchmarks.temptation --picture   # docs/results/temptation.svg from the file
 
@@ -25,12 +25,15 @@ from .runs import run_jobs
 CHOICE_SEEDS = (10, 11)  # not those that are shown
 CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {}),
-    ("cppo", {"cpl_coef": 0.01}),
-    ("cppo", {"cpl_coef": 0.03}),
-    *(("cppo_bounded", {"cpl_max_gradient_ratio": bound}) for bound in (0.2, 0.4, 1.0)),
-    ("another_image", {"cpl_coef": 0.01}),
-    ("another_image", {"cpl_coef": 0.03}),
-    ("disagreement", {"cpl_coef": 0.03}),
+    ("cppo_bounded", {}),
+    ("soft", {}),
+    ("another_soft", {"cpl_temperature": 0.1}),
+    ("another_soft", {"cpl_temperature": 0.3}),
+    ("another_soft", {}),
+    ("another_soft", {"cpl_temperature": 3.0}),
+    ("another_soft", {"cpl_max_gradient_ratio": 0.2}),
+    ("another_soft", {"cpl_max_gradient_ratio": 0.6}),
+    ("another_soft", {"cpl_max_gradient_ratio": 1.0}),
 ]
 
 

@@ -66,12 +66,18 @@ class ContrastTrainer(CPPOTrainer):
 
 
 BOUNDED = {"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}
+# At τ = 0.1 a contrast of some tenths of a nat has no gradient left.
+SOFT = {"cpl_coef": 1.0, "cpl_temperature": 1.0, "cpl_max_gradient_ratio": 0.4}
 ARMS = {
     "grpo": LEARNING["grpo"],
     "cppo": LEARNING["cppo"],
     "cppo_bounded": Arm("CPPO, bounded gradient", settings=BOUNDED),
     "cppo_pair": Arm("CPPO, bounded, and least shift 0.15", settings={**BOUNDED, "min_entropy_shift": 0.15}),
     "another_image": Arm("CPPO, another image removes", settings={"information_removing": ["another_image"]}),
+    "soft": Arm("CPPO, bounded, τ = 1", settings=SOFT),
+    "another_soft": Arm(
+        "CPPO, bounded, τ = 1, another image removes", settings={**SOFT, "information_removing": ["another_image"]}
+    ),
     "disagreement": Arm("CPPO where the caption is wrong (oracle)", DisagreementTrainer),
     "hard": Arm("CPPO on hard prompts", HardTrainer),
     "contrast": Arm("CPPO without low-contrast tokens", ContrastTrainer),
