@@ -63,10 +63,15 @@ class Arm:
     augmented: bool = False  # whether what is trained on are information-preserving views of the canvases
 
 
+# At τ = 0.1 a contrast of some tenths of a nat has no gradient left.
+SOFT = {"cpl_coef": 1.0, "cpl_temperature": 1.0, "cpl_max_gradient_ratio": 0.4}
 ARMS = {
     "grpo": Arm("GRPO", settings={"cpl_coef": 0.0}),
     "cppo": Arm("CPPO, authors' form"),
     "cppo_robust": Arm("CPPO, bounded gradient", settings={"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}),
+    "another_soft": Arm(
+        "CPPO, bounded, τ = 1, another image removes", settings={**SOFT, "information_removing": ["another_image"]}
+    ),
     "random_tokens": Arm("CPPO on random tokens", RandomTokensTrainer),
     "all_tokens": Arm("CPPO on all tokens", settings={"perception_token_ratio": None}),
     "papo": Arm(

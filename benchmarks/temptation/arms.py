@@ -13,7 +13,7 @@ from trl_cppo.method.objective import Objective
 from trl_cppo.method.request import ScoringRequest, ViewScores
 
 from ..learning.arms import ARMS as LEARNING
-from ..learning.arms import AUGMENTED, Arm
+from ..learning.arms import AUGMENTED, SOFT, Arm
 from .captions import caption_of
 
 
@@ -66,8 +66,6 @@ class ContrastTrainer(CPPOTrainer):
 
 
 BOUNDED = {"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}
-# At τ = 0.1 a contrast of some tenths of a nat has no gradient left.
-SOFT = {"cpl_coef": 1.0, "cpl_temperature": 1.0, "cpl_max_gradient_ratio": 0.4}
 ARMS = {
     "grpo": LEARNING["grpo"],
     "cppo": LEARNING["cppo"],
@@ -75,9 +73,7 @@ ARMS = {
     "cppo_pair": Arm("CPPO, bounded, and least shift 0.15", settings={**BOUNDED, "min_entropy_shift": 0.15}),
     "another_image": Arm("CPPO, another image removes", settings={"information_removing": ["another_image"]}),
     "soft": Arm("CPPO, bounded, τ = 1", settings=SOFT),
-    "another_soft": Arm(
-        "CPPO, bounded, τ = 1, another image removes", settings={**SOFT, "information_removing": ["another_image"]}
-    ),
+    "another_soft": LEARNING["another_soft"],
     "disagreement": Arm("CPPO where the caption is wrong (oracle)", DisagreementTrainer),
     "hard": Arm("CPPO on hard prompts", HardTrainer),
     "contrast": Arm("CPPO without low-contrast tokens", ContrastTrainer),
