@@ -22,6 +22,7 @@ from trl_cppo.commands.evaluate import (
     table,
 )  # fmt: skip
 from trl_cppo.commands.evaluate.errors import EvaluationError
+from trl_cppo.commands.evaluate.results.groups import compare_groups, group_scores
 from trl_cppo.commands.evaluate.results.identity import question_hash, weights_hash
 from trl_cppo.commands.evaluate.results.statistics import (
     bootstrap_interval,
@@ -244,3 +245,64 @@ def test_other_questions_are_refused():
         compare(first, results([1], [(1,)]))
     with pytest.raises(EvaluationError, match="differ in their reward: my.reward and his.reward"):
         compare(first, results([1, 0], [(1,), (0,)], reward="his.reward"))
+
+
+# Questions that are scored together -----------------------------------------------------------------------------------
+
+
+def wemath(outcomes):
+    """Questions of problems by their outcomes in two passes: of a step each, the last of the whole."""
+    questions = []
+    for number, parts in enumerate(outcomes):
+        names = [*map(str, range(1, len(parts))), "multi"]
+        for part, right in zip(names, parts, strict=True):
+            group = {"name": f"p{number}", "part": part, "size": len(parts), "scores": ["strict", "loose"]}
+            questions.append({"row": len(questions), "greedy": right[0], "samples": list(right), "group": group})
+    return questions
+
+
+def counted(problems, kind):
+    """WeMath's score of one pass by its own formula: what is learned by rote or not, not generalised or not known, is taken off."""
+    inadequate = sum(all(steps) and not whole for *steps, whole in problems)
+    insufficient = sum(not all(steps) and not whole for *steps, whole in problems)
+    by_rote = sum(whole and not (all(steps) if kind == "strict" else any(steps)) for *steps, whole in problems)
+    return (len(problems) - 0.5 * inadequate - insufficient - by_rote) / len(problems)
+
+
+def test_wemaths_scores_are_those_of_its_formula():
+    passes = [list(itertools.product([0, 1], repeat=3)) + list(itertools.product([0, 1], repeat=4))]
+    passes.append(passes[0][::-1][16:] + passes[0][::-1][:16])  # problems of three in front again, in another order
+    questions = wemath([list(zip(*pair, strict=True)) for pair in zip(*passes, strict=True)])
+    for kind in ("strict", "loose"):
+        expected = [counted(problems, kind) for problems in passes]
+        scores = group_scores(questions, "samples")[kind]
+        assert scores.shape == (24, 2) and scores.mean(axis=0) == pytest.approx(expected) and 0 < expected[0] < 1
+        assert group_scores(questions, "greedy")[kind].mean() == pytest.approx(expected[0])
+    assert counted(passes[0], "strict") < counted(passes[0], "loose")
+
+
+def test_the_worst_case_wants_all_variants():
+    group = {"size": 3, "scores": ["worst"]}
+    rows = [("a", [1, 1]), ("b", [1, 1]), ("a", [1, 0]), ("b", [1, 1]), ("a", [1, 1]), ("b", [0, 1]), ("c", [1, 1])]
+    questions = [
+        {"samples": right, "group": group | {"name": name, "part": str(i)}} for i, (name, right) in enumerate(rows)
+    ]  # of c two variants are missing, so that it is left out
+    assert group_scores([*questions, {"samples": [0, 0]}], "samples")["worst"].tolist() == [[1, 0], [0, 1]]
+    assert group_scores([{"samples": [1]}], "samples") == {}
+
+
+def test_groups_are_compared_in_pairs():
+    same = [(1, 1), (1, 0), (0, 0)]  # the steps of a problem in two passes, and its whole: strict 0.5 and 0
+    first, second = wemath([[(0, 0), (1, 0), (1, 1)], same]), wemath([[(0, 1), (1, 1), (1, 1)], same])
+    changes = compare_groups(first, second, "samples", seed=0)
+    # The first problem goes from 0 and 0 to 0 and 1.
+    assert changes["strict"] == {"difference": 0.25, "interval": bootstrap_interval([0.5, 0.0])}
+    assert compare_groups(first, second, "greedy", seed=0)["strict"]["difference"] == 0
+    sides = [
+        [record(q["row"], *map(float, q["samples"]), greedy=float(q["greedy"])) | {"group": q["group"]} for q in side]
+        for side in (first, second)
+    ]
+    comparison = compare(*(summarize(records, SETTINGS) for records in sides))
+    assert comparison["sampled"]["groups"] == changes
+    shown = comparison_table(comparison)
+    assert "strict@2  | +0.250 | +0.000 … +0.500 |" in shown and "strict    | +0.000" in shown
