@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from trl_cppo.commands.evaluate import (
     Records,
+    command,
     compare,
     comparison_table,
     summarize,
@@ -24,6 +25,7 @@ from trl_cppo.commands.evaluate import (
 from trl_cppo.commands.evaluate.errors import EvaluationError
 from trl_cppo.commands.evaluate.results.groups import compare_groups, group_scores
 from trl_cppo.commands.evaluate.results.identity import question_hash, weights_hash
+from trl_cppo.commands.evaluate.results.several import compare_folders
 from trl_cppo.commands.evaluate.results.statistics import (
     bootstrap_interval,
     mcnemar_exact,
@@ -306,3 +308,63 @@ def test_groups_are_compared_in_pairs():
     assert comparison["sampled"]["groups"] == changes
     shown = comparison_table(comparison)
     assert "strict@2  | +0.250 | +0.000 … +0.500 |" in shown and "strict    | +0.000" in shown
+
+
+# Several data sets ----------------------------------------------------------------------------------------------------
+
+
+def folder_of_results(folder, **data_sets):
+    folder.mkdir()
+    for name, result in data_sets.items():
+        (folder / f"{name}.json").write_text(to_json(result))
+    return folder
+
+
+def of_groups(questions):
+    return summarize(
+        [record(q["row"], *map(float, q["samples"])) | {"group": q["group"]} for q in questions], SETTINGS
+    )
+
+
+def test_folders_are_compared_by_name_and_in_the_mean(tmp_path, capsys):
+    draw = np.random.default_rng(3)
+    samples = [draw.random((2, 200, 2)) < share for share in (0.3, 0.6)]
+    sides = []
+    for side, solved in enumerate([(0, 0), (0, 1)]):
+        plain = [results([1] * 200, each[side].astype(float).tolist()) for each in samples]
+        # A problem that the second model solves in its second pass: strict 0 and 1, and what is no step right is 0.
+        steps = of_groups(wemath([[solved, (0, 1), (0, 1)], [(0, 0)] * 3]))
+        sides.append(folder_of_results(tmp_path / f"{side}", a=plain[0], b=plain[1], wemath=steps))
+    command.main(["--compare", *map(str, sides), "--output", str(tmp_path / "table.json")])
+    told = json.loads((tmp_path / "table.json").read_text())
+    changes = [(each[1].mean(axis=1) - each[0].mean(axis=1)).mean() for each in samples] + [0.25]
+    found = told["data_sets"]
+    assert [found[name]["difference"] for name in ("a", "b", "wemath")] == pytest.approx(changes)
+    assert (found["wemath"]["score"], found["wemath"]["second"], found["a"]["score"]) == ("strict@2", 0.25, "avg@2")
+    assert told["mean"]["difference"] == pytest.approx(np.mean(changes))
+    assert found["a"]["interval"] == bootstrap_interval(samples[0][1].mean(axis=1) - samples[0][0].mean(axis=1))
+    widths = [np.diff(found[name]["interval"])[0] for name in ("a", "b")]
+    plain = [folder_of_results(tmp_path / f"plain{i}") for i in range(2)]
+    for name in ("a", "b"):  # their mean has the spread of independent numbers
+        for here, there in zip(plain, sides, strict=True):
+            (here / f"{name}.json").write_text((there / f"{name}.json").read_text())
+    both = compare_folders(*plain)["mean"]["interval"]
+    assert np.diff(both)[0] == pytest.approx(math.hypot(*widths) / 2, rel=0.05)
+    shown = capsys.readouterr().out
+    assert f"| wemath          | strict@2 | 0.000 | 0.250  | +0.250 | {0:+.3f}" in shown and "| mean " in shown
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (("a", "b"), "2 has no b.json, which the other folder has"), ((), "hold no results"),
+        (("greedy",), "greedy.json of m has no samples"),
+    ],
+)  # fmt: skip
+def test_folders_that_cannot_be_compared(tmp_path, left, message):
+    one, greedy = summarize([record(0, 1.0)], SETTINGS), summarize([record(0)], SETTINGS)
+    made = {"a": one, "b": one, "greedy": greedy}
+    first = folder_of_results(tmp_path / "1", **{name: made[name] for name in left})
+    second = folder_of_results(tmp_path / "2", **{name: made[name] for name in left if name != "b"})
+    with pytest.raises(EvaluationError, match=message):
+        compare_folders(first, second)

@@ -31,7 +31,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     Raises:
         `EvaluationError`: if the questions or the rewards differ, naming the first row that does.
     """
-    _check_comparable(first, second)
+    check_comparable(first, second)
     seed = second["settings"]["seed"]
     pairs = list(zip(first["questions"], second["questions"], strict=True))
     rows = np.array([question["row"] for question in first["questions"]])
@@ -51,7 +51,11 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
+def check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """
+    Raises:
+        `EvaluationError`: if the questions or the rewards of two evaluations differ, naming the first row that does.
+    """
     rewards = [side["settings"]["reward"] for side in (first, second)]
     counts = [len(side["questions"]) for side in (first, second)]
     for what, (one, other) in [("reward", rewards), ("number of scored questions", counts)]:
