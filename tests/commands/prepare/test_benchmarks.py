@@ -39,7 +39,7 @@ ROWS = {
         ("How large is their sum?\nA. 100°; B. 105°; C. 132°", "B. 105°", ["B", "105°"], ["C", "100"]),
     ],
     "dynamath": [
-        ("How large is the volume?", "0.333", ["0.333", "1/3", "\\frac{1}{3}", "0.3338"], ["0.3", "0.335", "0.331"]),
+        ("How large is the volume?", "0.333", ["0.333", "1/3", "\\frac{1}{3}", "V = 0.3338"], ["0.3", "0.335", "V = 0.331"]),
         ("Which is larger? choice: (A) the left one (B) the right one", "B", ["B", "(B) the right one"], ["A"]),
         ("Which shape is it?", "cone", ["cone", "Cone"], ["cylinder", "o"]),
     ] * 2,
