@@ -131,7 +131,7 @@ def test_questions_that_are_scored_together_are_told(tmp_path):
     [
         ("B", ["1", "2"], "B. 2"), ("B", ["2", "2"], "B"), ("A", ["B", "A"], "A"), ("A", ["", "x"], "A"),
         ("A", ["\\frac{1", "x"], "A"), ("A", ["A and B", "x"], "A. A and B"), ("A ", ["B. or C.", "x"], "A"),
-        ("B", ["1", 2], "B. 2"),
+        ("B", ["1", 2], "B. 2"), ("2", ["1", "2"], "B. 2"),
     ],
 )  # fmt: skip
 def test_a_choice_is_its_letter_and_its_text_where_that_tells(letter, choices, graded):
@@ -145,7 +145,7 @@ def test_a_choice_is_its_letter_and_its_text_where_that_tells(letter, choices, g
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": "F"}, r"Row 1 of .* \(test\): the answer 'F' is none of its 3 choices. It is no row of MathLLMs/MathVision"),
+        ({"answer": "F"}, r"Row 1 of .* \(test\): the answer 'F' is none of its 3 choices. Mend it, or"),
         ({"options": None, "answer": None}, r"Row 1 of .*, column 'answer': no answer"),
         ({"question": ""}, "has no column 'question'"),
         ({"decoded_image": None}, "has no column 'decoded_image'"),
@@ -160,6 +160,9 @@ def test_a_fault_names_the_row(tmp_path, change, message):
     Dataset.from_list(changed, features=rows.features).remove_columns(gone).to_parquet(path)
     with pytest.raises(ValueError, match=message):
         prepare(str(source), benchmark="mathvision")
+    if not gone:
+        left = prepare(str(source), benchmark="mathvision", skip_broken=True)[1]["test"]
+        assert (left["kept"], left.rows["answer: no answer"]) == (2, [1])
 
 
 def test_the_command_makes_what_evaluate_reads(tmp_path, capsys):

@@ -96,7 +96,7 @@ def prepare(
     stamps = (version("trl-cppo"), _stamp(source.stamped()), _stamp(Path(model).rglob("*")) if model else None)
     prepared, counts = DatasetDict(), {}
     for split in splits:
-        rows, layout, places = source.read(split, question, answer, image)
+        rows, layout, places = source.read(split, question, answer, image, skip_broken)
         settings = RowSettings(
             f"{name} ({split})", layout, places, model, prompt_suffix, system_prompt, skip_broken, max_pixels, min_pixels,
             stamps,

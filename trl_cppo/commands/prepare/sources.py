@@ -74,10 +74,15 @@ class Source:
         return sum(self.files.values(), []) if self.is_file else sorted(self.root.rglob("*"))
 
     def read(
-        self, split: str, question: str | None, answer: str | None, images: Sequence[str] | None
+        self,
+        split: str,
+        question: str | None,
+        answer: str | None,
+        images: Sequence[str] | None,
+        skip_broken: bool = False,
     ) -> tuple[Dataset, Layout, Places]:
         """
-        A split's rows.
+        A split's rows. `skip_broken`: those of a benchmark that cannot be read have no answer, which leaves them out.
 
         Returns:
             `tuple[Dataset, Layout, Places]`: images are embedded, undecoded, or paths.
@@ -94,7 +99,7 @@ class Source:
             dataset = as_dataset(rows, list(used), name)
         else:
             dataset, counts = _stored(files, split)
-            dataset = dataset if self.benchmark is None else self.benchmark.rows(dataset, name)
+            dataset = dataset if self.benchmark is None else self.benchmark.rows(dataset, name, skip_broken)
             layout = _layout(dataset.column_names, name, question, answer, images)
             if self.benchmark is not None:
                 layout = replace(layout, extras=tuple(column for column in MADE if column in dataset.column_names))

@@ -66,7 +66,7 @@ class Benchmark:
     read: Callable[[dict[str, Any]], Item]
     group_scores: tuple[str, ...] = ()
 
-    def rows(self, dataset: Dataset, name: str) -> Dataset:
+    def rows(self, dataset: Dataset, name: str, skip_broken: bool = False) -> Dataset:
         """
         The columns `question`, `answer`, `images` and `qid` of a data set in the benchmark's own; with `answer_tolerance`
         and `question_group` (name, part, size, scores) where it has them.
@@ -74,16 +74,17 @@ class Benchmark:
         Args:
             dataset (`Dataset`): in the benchmark's columns.
             name (`str`): how errors call it.
+            skip_broken (`bool`, *optional*, defaults to `False`): make a row without an answer of one that cannot be read.
 
         Raises:
-            `ValueError`: naming the row, for a column that is not there or an answer that is none of the choices.
+            `ValueError`: for a column that is not there; naming the row, for an answer that is none of the choices.
         """
         if self.image not in dataset.column_names:
             raise ValueError(f"{name} has no column {self.image!r}; its columns are {dataset.column_names}.")
         rows = list(dataset.remove_columns(self.image))
-        items = [self._item(row, number, name) for number, row in enumerate(rows)]
+        items = [self._item(row, number, name, skip_broken) for number, row in enumerate(rows)]
         made = {"question": [item.question for item in items], "answer": [item.answer for item in items]}
-        made["qid"] = [str(row[self.key]) for row in rows]
+        made["qid"] = [str(row.get(self.key, number)) for number, row in enumerate(rows)]
         if any(item.tolerance for item in items):
             made["answer_tolerance"] = [item.tolerance for item in items]
         if self.group_scores:
@@ -91,13 +92,16 @@ class Benchmark:
         images = dataset.select_columns(self.image).rename_column(self.image, "images")
         return concatenate_datasets([Dataset.from_dict(made), images], axis=1)
 
-    def _item(self, row: dict[str, Any], number: int, name: str) -> Item:
+    def _item(self, row: dict[str, Any], number: int, name: str, skip_broken: bool) -> Item:
         try:
             return self.read(row)
         except KeyError as error:
             raise ValueError(f"{name} has no column {error}; its columns are {[*row, self.image]}.") from error
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise ValueError(f"Row {number} of {name}: {error}. It is no row of {self.hub}: mend it.") from error
+        except (ValueError, SyntaxError, TypeError, AttributeError) as error:
+            if skip_broken:
+                return Item("", "")
+            message = f"Row {number} of {name}: {error}. Mend it, or leave such rows out: --skip_broken."
+            raise ValueError(message) from error
 
     def _groups(self, items: list[Item]) -> list[dict[str, Any]]:
         sizes, seen, groups = Counter(item.group for item in items), Counter(), []
@@ -109,22 +113,27 @@ class Benchmark:
         return groups
 
 
-def choice(letter: str, choices: Sequence[str]) -> str:
+def choice(answer: str, choices: Sequence[str]) -> str:
     """
     What is graded against, of one of several choices: `B. 12 cm`, so that the letter is right and the text alone is, too.
     The letter alone where the text does not tell: empty, that of another choice, itself a letter, or of odd braces.
 
+    Args:
+        answer (`str`): the letter of the right choice, or else its text.
+        choices (`Sequence[str]`): all texts.
+
     Raises:
         `ValueError`: if there is no such choice.
     """
-    letter = letter.strip()
-    place = ord(letter) - ord("A") if len(letter) == 1 else -1
-    if not 0 <= place < len(choices):
-        raise ValueError(f"the answer {letter!r} is none of its {len(choices)} choices")
-    text = str(choices[place]).strip()
+    texts, answer = [str(text).strip() for text in choices], answer.strip()
+    letters = [chr(ord("A") + place) for place in range(len(texts))]
+    if answer not in letters and texts.count(answer) != 1:
+        raise ValueError(f"the answer {answer!r} is none of its {len(texts)} choices")
+    place = (letters if answer in letters else texts).index(answer)
+    letter, text = letters[place], texts[place]
     whole = f"{letter}. {text}"
     # Graded without mathematics: of "A. B" or "A. and C." the letter alone would not be right.
-    tells = text and [str(other).strip() for other in choices].count(text) == 1
+    tells = text and texts.count(text) == 1
     tells = tells and text.count("{") == text.count("}") and "\\boxed" not in text
     return whole if tells and answers_match(whole, letter, lambda *_: False) else letter
 
@@ -151,7 +160,7 @@ def _mathvision(row: dict[str, Any]) -> Item:
 
 def _mathverse(row: dict[str, Any]) -> Item:
     """The choices stand in the question, and the question of the version `Vision Only` in the image."""
-    return Item(row["question"].strip() or IMAGE_ALONE, row["answer"])
+    return Item((row["question"] or "").strip() or IMAGE_ALONE, row["answer"])
 
 
 def _wemath(row: dict[str, Any]) -> Item:
