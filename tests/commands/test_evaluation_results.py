@@ -16,13 +16,16 @@ from transformers import AutoModelForImageTextToText
 
 from trl_cppo.commands.evaluate import (
     Records,
+    command,
     compare,
     comparison_table,
     summarize,
     table,
 )  # fmt: skip
 from trl_cppo.commands.evaluate.errors import EvaluationError
+from trl_cppo.commands.evaluate.results.groups import compare_groups, group_scores
 from trl_cppo.commands.evaluate.results.identity import question_hash, weights_hash
+from trl_cppo.commands.evaluate.results.several import compare_folders
 from trl_cppo.commands.evaluate.results.statistics import (
     bootstrap_interval,
     mcnemar_exact,
@@ -244,3 +247,124 @@ def test_other_questions_are_refused():
         compare(first, results([1], [(1,)]))
     with pytest.raises(EvaluationError, match="differ in their reward: my.reward and his.reward"):
         compare(first, results([1, 0], [(1,), (0,)], reward="his.reward"))
+
+
+# Questions that are scored together -----------------------------------------------------------------------------------
+
+
+def wemath(outcomes):
+    """Questions of problems by their outcomes in two passes: of a step each, the last of the whole."""
+    questions = []
+    for number, parts in enumerate(outcomes):
+        names = [*map(str, range(1, len(parts))), "multi"]
+        for part, right in zip(names, parts, strict=True):
+            group = {"name": f"p{number}", "part": part, "size": len(parts), "scores": ["strict", "loose"]}
+            questions.append({"row": len(questions), "greedy": right[0], "samples": list(right), "group": group})
+    return questions
+
+
+def counted(problems, kind):
+    """WeMath's score of one pass by its own formula: what is learned by rote or not, not generalised or not known, is taken off."""
+    inadequate = sum(all(steps) and not whole for *steps, whole in problems)
+    insufficient = sum(not all(steps) and not whole for *steps, whole in problems)
+    by_rote = sum(whole and not (all(steps) if kind == "strict" else any(steps)) for *steps, whole in problems)
+    return (len(problems) - 0.5 * inadequate - insufficient - by_rote) / len(problems)
+
+
+def test_wemaths_scores_are_those_of_its_formula():
+    passes = [list(itertools.product([0, 1], repeat=3)) + list(itertools.product([0, 1], repeat=4))]
+    passes.append(passes[0][::-1][16:] + passes[0][::-1][:16])  # problems of three in front again, in another order
+    questions = wemath([list(zip(*pair, strict=True)) for pair in zip(*passes, strict=True)])
+    for kind in ("strict", "loose"):
+        expected = [counted(problems, kind) for problems in passes]
+        scores = group_scores(questions, "samples")[kind]
+        assert scores.shape == (24, 2) and scores.mean(axis=0) == pytest.approx(expected) and 0 < expected[0] < 1
+        assert group_scores(questions, "greedy")[kind].mean() == pytest.approx(expected[0])
+    assert counted(passes[0], "strict") < counted(passes[0], "loose")
+
+
+def test_the_worst_case_wants_all_variants():
+    group = {"size": 3, "scores": ["worst"]}
+    rows = [("a", [1, 1]), ("b", [1, 1]), ("a", [1, 0]), ("b", [1, 1]), ("a", [1, 1]), ("b", [0, 1]), ("c", [1, 1])]
+    questions = [
+        {"samples": right, "group": group | {"name": name, "part": str(i)}} for i, (name, right) in enumerate(rows)
+    ]  # of c two variants are missing, so that it is left out
+    assert group_scores([*questions, {"samples": [0, 0]}], "samples")["worst"].tolist() == [[1, 0], [0, 1]]
+    assert group_scores([{"samples": [1]}], "samples") == {}
+
+
+def test_groups_are_compared_in_pairs():
+    same = [(1, 1), (1, 0), (0, 0)]  # the steps of a problem in two passes, and its whole: strict 0.5 and 0
+    first, second = wemath([[(0, 0), (1, 0), (1, 1)], same]), wemath([[(0, 1), (1, 1), (1, 1)], same])
+    changes = compare_groups(first, second, "samples", seed=0)
+    # The first problem goes from 0 and 0 to 0 and 1.
+    assert changes["strict"] == {"difference": 0.25, "interval": bootstrap_interval([0.5, 0.0])}
+    assert compare_groups(first, second, "greedy", seed=0)["strict"]["difference"] == 0
+    sides = [
+        [record(q["row"], *map(float, q["samples"]), greedy=float(q["greedy"])) | {"group": q["group"]} for q in side]
+        for side in (first, second)
+    ]
+    comparison = compare(*(summarize(records, SETTINGS) for records in sides))
+    assert comparison["sampled"]["groups"] == changes
+    shown = comparison_table(comparison)
+    assert "strict@2  | +0.250 | +0.000 … +0.500 |" in shown and "strict    | +0.000" in shown
+
+
+# Several data sets ----------------------------------------------------------------------------------------------------
+
+
+def folder_of_results(folder, **data_sets):
+    folder.mkdir()
+    for name, result in data_sets.items():
+        (folder / f"{name}.json").write_text(to_json(result))
+    return folder
+
+
+def of_groups(questions):
+    return summarize(
+        [record(q["row"], *map(float, q["samples"])) | {"group": q["group"]} for q in questions], SETTINGS
+    )
+
+
+def test_folders_are_compared_by_name_and_in_the_mean(tmp_path, capsys):
+    draw = np.random.default_rng(3)
+    samples = [draw.random((2, 200, 2)) < share for share in (0.3, 0.6)]
+    sides = []
+    for side, solved in enumerate([(0, 0), (0, 1)]):
+        plain = [results([1] * 200, each[side].astype(float).tolist()) for each in samples]
+        # A problem that the second model solves in its second pass: strict 0 and 1, and what is no step right is 0.
+        steps = of_groups(wemath([[solved, (0, 1), (0, 1)], [(0, 0)] * 3]))
+        sides.append(folder_of_results(tmp_path / f"{side}", a=plain[0], b=plain[1], wemath=steps))
+    command.main(["--compare", *map(str, sides), "--output", str(tmp_path / "table.json")])
+    told = json.loads((tmp_path / "table.json").read_text())
+    changes = [(each[1].mean(axis=1) - each[0].mean(axis=1)).mean() for each in samples] + [0.25]
+    found = told["data_sets"]
+    assert [found[name]["difference"] for name in ("a", "b", "wemath")] == pytest.approx(changes)
+    assert (found["wemath"]["score"], found["wemath"]["second"], found["a"]["score"]) == ("strict@2", 0.25, "avg@2")
+    assert told["mean"]["difference"] == pytest.approx(np.mean(changes))
+    assert found["a"]["interval"] == bootstrap_interval(samples[0][1].mean(axis=1) - samples[0][0].mean(axis=1))
+    widths = [np.diff(found[name]["interval"])[0] for name in ("a", "b")]
+    plain = [folder_of_results(tmp_path / f"plain{i}") for i in range(2)]
+    for name in ("a", "b"):  # their mean has the spread of independent numbers
+        for here, there in zip(plain, sides, strict=True):
+            (here / f"{name}.json").write_text((there / f"{name}.json").read_text())
+    both = compare_folders(*plain)["mean"]["interval"]
+    assert np.diff(both)[0] == pytest.approx(math.hypot(*widths) / 2, rel=0.05)
+    shown = capsys.readouterr().out
+    assert f"| wemath          | strict@2 | 0.000 | 0.250  | +0.250 | {0:+.3f}" in shown and "| mean " in shown
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (("a", "b"), "2 has no b.json, which the other folder has"), ((), "hold no results"),
+        (("greedy",), "greedy.json of m has no samples"),
+    ],
+)  # fmt: skip
+def test_folders_that_cannot_be_compared(tmp_path, left, message):
+    one, greedy = summarize([record(0, 1.0)], SETTINGS), summarize([record(0)], SETTINGS)
+    made = {"a": one, "b": one, "greedy": greedy}
+    first = folder_of_results(tmp_path / "1", **{name: made[name] for name in left})
+    second = folder_of_results(tmp_path / "2", **{name: made[name] for name in left if name != "b"})
+    with pytest.raises(EvaluationError, match=message):
+        compare_folders(first, second)

@@ -4,7 +4,8 @@
 Folders in the true layouts of the Hub's data sets that the documentation names, for machines without the Hub.
 
 `layouts/ORG--NAME.json` holds what is public of each: columns, splits, the files' names, and one row made up in its
-style, whose images are given by their sizes `[width, height]`.
+style, whose images are given by their sizes `[width, height]`. Those in `layouts/benchmarks/` have a row of each kind, and the
+columns by which rows belong together: `rows` of them have one value ("block"), or the same row of each split ("row").
 """
 
 import io
@@ -25,17 +26,24 @@ def layout_names() -> list[str]:
     return sorted(path.stem.replace("--", "/") for path in FOLDER.glob("*.json"))
 
 
+def benchmark_names() -> list[str]:
+    return sorted(path.stem.replace("--", "/") for path in (FOLDER / "benchmarks").glob("*.json"))
+
+
 def read_layout(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{name.replace('/', '--')}.json").read_text())
+    folder = FOLDER / "benchmarks" if name in benchmark_names() else FOLDER
+    return json.loads((folder / f"{name.replace('/', '--')}.json").read_text())
 
 
 def features_of(name: str) -> Features:
     return Features({column: _feature(kind) for column, kind in read_layout(name)["features"].items()})
 
 
-def _feature(kind: str | list[str]) -> Any:
+def _feature(kind: str | list[str] | dict[str, Any]) -> Any:
     if isinstance(kind, list):
         return List(_feature(kind[0]))
+    if isinstance(kind, dict):
+        return {name: _feature(inner) for name, inner in kind.items()}
     return Image() if kind == "image" else Value(kind)
 
 
@@ -52,6 +60,24 @@ def write_layout(name: str, folder: Path, rows: int = 8) -> Path:
         with zipfile.ZipFile(folder / "images.zip", "w") as archive:
             for path, data in archived.items():
                 archive.writestr(path, data)
+    return folder
+
+
+def write_benchmark(name: str, folder: Path, rows: int | None = None) -> Path:
+    """The same of a benchmark: the rows of the layout, over again, with other pixels; by default each once."""
+    layout = read_layout(name)
+    kinds, images = layout["rows"], [column for column, kind in layout["features"].items() if kind == "image"]
+    for place, split in enumerate(layout["splits"]):
+        values = []
+        for i in range(rows or len(kinds)):
+            row = kinds[i % len(kinds)] | {
+                column: str(i // len(kinds) if by == "block" else i) for column, by in layout.get("keys", {}).items()
+            }
+            pixels = {column: {"bytes": noise_png(place * 1000 + i, *row[column]), "path": None} for column in images}
+            values.append(row | pixels)
+        path = folder / layout["file"].format(split=split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(values, features=features_of(name)).to_parquet(path)
     return folder
 
 

@@ -56,10 +56,20 @@ def tables_below(page: Path, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
+def unrolled(text: str) -> str:
+    """Shell text with each loop over words written out: `for name in a b; do`, its body, `done`."""
+
+    def written_out(loop: re.Match) -> str:
+        name, values, body = loop.groups()
+        return "\n".join(re.sub(rf"\${name}\b", value, body) for value in values.split())
+
+    return re.sub(r"^for (\w+) in ([^;\n]+); do\n(.*?)\ndone$", written_out, text, flags=re.DOTALL | re.MULTILINE)
+
+
 def commands_of(text: str) -> list[list[str]]:
     """The words of each command, without variables in front."""
     found = []
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in unrolled(text).replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words = [[]]

@@ -53,20 +53,21 @@ class Grader:
         atexit.register(self.close)
         os.register_at_fork(after_in_child=self._after_fork)
 
-    def equal(self, gold: str, answer: str) -> bool:
+    def equal(self, gold: str, answer: str, tolerance: float = 0.0) -> bool:
         """
-        Whether math-verify takes an answer for the gold one, within `seconds`.
+        Whether math-verify takes an answer for the gold one, or both are numbers that differ by at most `tolerance`; within
+        `seconds`.
 
         Raises:
             [`Overrun`]: if it takes longer, or more memory.
             `ImportError`: if math-verify is not installed.
             `RuntimeError`: if the child cannot be started.
         """
-        return self._known(self._compare(gold, answer, False))
+        return self._known(self._compare(gold, answer, tolerance, False))
 
-    def quickly_equal(self, gold: str, answer: str) -> bool:
+    def quickly_equal(self, gold: str, answer: str, tolerance: float = 0.0) -> bool:
         """The same within `quick_seconds`."""
-        return self._known(self._compare(gold, answer, True))
+        return self._known(self._compare(gold, answer, tolerance, True))
 
     @staticmethod
     def _known(equal: bool | None) -> bool:
@@ -74,14 +75,15 @@ class Grader:
             raise Overrun
         return equal
 
-    def _request(self, gold: str, answer: str, quickly: bool) -> bool | None:
+    def _request(self, gold: str, answer: str, tolerance: float, quickly: bool) -> bool | None:
         seconds = min(self.quick_seconds, self.seconds) if quickly else self.seconds
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self.close()
                 self._start()
             try:
-                self._process.stdin.write(json.dumps([gold, answer, seconds, _CLOCK * seconds]).encode() + b"\n")
+                request = [gold, answer, tolerance, seconds, _CLOCK * seconds]
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
                 reply = self._read(_CLOCK * seconds + _LATE_SECONDS)  # the child's own alarms are first
             except BaseException as error:  # a reply that comes after an interrupt would be taken for the next one
                 self.close()

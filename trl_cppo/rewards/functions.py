@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards that CPPO's authors use and TRL does not ship. What a command line may call them: `commands/loading.py`."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ def boxed_accuracy_reward(
     completions: list[str] | list[list[dict[str, Any]]],
     solution: list[str],
     log_extra: Callable[[str, list], None] | None = None,
+    answer_tolerance: list[float | None] | None = None,
     **kwargs: Any,
 ) -> list[float]:
     r"""
@@ -39,6 +41,7 @@ def boxed_accuracy_reward(
         completions (`list[str]` or `list[list[dict]]`): of a conversation, its last assistant message counts.
         solution (`list[str]`): the right answers, bare, in `\boxed{}` or in `<answer></answer>`.
         log_extra (`Callable`, *optional*): TRL's, for the columns `solution` and `answer` of the completions table.
+        answer_tolerance (`list[float]`, *optional*): the most by which a number may differ from the solution; 0 or `None`: equal.
         **kwargs: what TRL passes besides; not used.
 
     Returns:
@@ -52,24 +55,25 @@ def boxed_accuracy_reward(
     for gold in solution:
         check_no_reasoning(gold)
     answers = [last_boxed(final_text(completion)) for completion in completions]
-    rewards = _graded(list(zip(solution, answers, strict=True)))
+    tolerances = [tolerance or 0.0 for tolerance in answer_tolerance or [0.0] * len(solution)]
+    rewards = _graded(list(zip(solution, answers, tolerances, strict=True)))
     if log_extra is not None:
         log_extra("solution", list(solution))
         log_extra("answer", ["" if answer is None else answer for answer in answers])
     return rewards
 
 
-def _graded(pairs: list[tuple[str, str | None]]) -> list[float]:
+def _graded(triples: list[tuple[str, str | None, float]]) -> list[float]:
     """
     Two passes, so that a few answers that overrun do not cost the others their time: all get a first try of a fraction
     of a second, in which nearly every comparison ends; then those that did not end their whole limit, one by one, as
     long as the time of the batch lasts. What stays is wrong, as if it had overrun: so the clock hardly ever decides.
     """
-    rewards: list[float | None] = [_try_to_grade(gold, answer, GRADER.quickly_equal) for gold, answer in pairs]
+    rewards: list[float | None] = [_try_to_grade(*triple, GRADER.quickly_equal) for triple in triples]
     deadline, overruns, untried = time.monotonic() + GRADER.batch_seconds, GRADER.overruns, 0
-    for index, (gold, answer) in enumerate(pairs):
+    for index, triple in enumerate(triples):
         if rewards[index] is None and time.monotonic() < deadline:
-            rewards[index] = _try_to_grade(gold, answer, GRADER.equal)
+            rewards[index] = _try_to_grade(*triple, GRADER.equal)
         elif rewards[index] is None:
             untried += 1
     if GRADER.overruns > overruns:
@@ -85,9 +89,9 @@ def _graded(pairs: list[tuple[str, str | None]]) -> list[float]:
     return [reward or 0.0 for reward in rewards]
 
 
-def _try_to_grade(gold: str, answer: str | None, equal: Callable[[str, str], bool]) -> float | None:
+def _try_to_grade(gold: str, answer: str | None, tolerance: float, equal: Callable[..., bool]) -> float | None:
     try:
-        return float(answers_match(gold, answer, equal))
+        return float(answers_match(gold, answer, functools.partial(equal, tolerance=tolerance)))
     except Overrun:
         return None
 

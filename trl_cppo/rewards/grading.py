@@ -30,6 +30,10 @@ _CHOICE = re.compile(
 _MORE_CHOICES = re.compile(
     r"^(?:and\b|or\b|[&,/]|(?:[A-Z]\W*)+$)|\([A-Z]\)|\b[A-Z][.:)]|\b(?:option|choice) \(?[A-Z]\b"
 )
+_SEVERAL = re.compile(
+    r"\(?[A-Z]\)?(?:(?:, ?and |, ?| and | ?& ?)\(?[A-Z]\)?)+"
+)  # letters of a choice of several: "A, C"
+_TOGETHER = re.compile(r"[A-Z]{2,}")  # the same written "AC"
 _NO_CHOICE = re.compile(r",? ?\(?not \(?[A-Z]\)?\)?$")  # "A, not B" is A
 _WORD = re.compile(r"[^\W\d_]+")
 _NO_WORDS = set(
@@ -178,6 +182,8 @@ def answers_match(gold: str, answer: str | None, equal: Callable[[str, str], boo
     letter, meaning = _choice(gold)
     if letter is not None and letter.isupper():  # a lower-case letter is a variable
         return _same_choice(letter, meaning, answer, equal)
+    if _SEVERAL.fullmatch(gold) and _TOGETHER.fullmatch(answer):
+        return sorted(answer) == sorted(re.findall("[A-Z]", gold))
     if is_name(gold) or is_text(gold):
         return _bare_text(answer) in (_bare_text(gold), _reversed_angle(gold))
     if max(len(gold), len(answer)) > MAX_LENGTH:

@@ -3,7 +3,7 @@
 """
 The process that compares two answers with math-verify. Run by its path: `python -P worker.py MEBIBYTES`.
 
-It imports neither trl_cppo nor torch. It reads one JSON list `[gold, answer, processor_seconds, clock_seconds]` a line
+It imports neither trl_cppo nor torch. It reads one JSON list `[gold, answer, tolerance, processor_seconds, clock_seconds]` a line
 and writes one JSON value a line: `true`, which says that it is ready, then whether the answer is right, or `null` where
 it overran. A forked child compares, and a new one takes the place of one that overran: a start takes a second or more.
 """
@@ -39,22 +39,22 @@ def main() -> None:
     os._exit(0)
 
 
-def serve(compare: Callable[[str, str], bool], replies: TextIO, address_space: int) -> None:
+def serve(compare: Callable[..., bool], replies: TextIO, address_space: int) -> None:
     if sys.platform == "linux":  # macOS refuses it
         resource.setrlimit(resource.RLIMIT_AS, (address_space,) * 2)
     for limit in (signal.SIGPROF, signal.SIGALRM):  # the kernel ends the process, whatever it does, even as an orphan
         signal.signal(limit, signal.SIG_DFL)
     for line in sys.stdin:
-        gold, answer, processor_seconds, clock_seconds = json.loads(line)
+        gold, answer, tolerance, processor_seconds, clock_seconds = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, processor_seconds)
         signal.setitimer(signal.ITIMER_REAL, clock_seconds)
-        equal = compare(gold, answer)
+        equal = compare(gold, answer, tolerance)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(json.dumps(equal) + "\n")
 
 
-def load_comparison() -> Callable[[str, str], bool]:
+def load_comparison() -> Callable[..., bool]:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
@@ -67,8 +67,10 @@ def load_comparison() -> Callable[[str, str], bool]:
         # math-verify's own limits are Python signal handlers, which wait for the end of a long call into C.
         return parse(f"\\boxed{{{text}}}", (target,), fallback_mode="no_fallback", parsing_timeout=None)
 
-    def compare(gold: str, answer: str) -> bool:
+    def compare(gold: str, answer: str, tolerance: float = 0.0) -> bool:
         expressions = parsed(gold), parsed(answer)
+        if tolerance and all(expressions) and is_near(expressions[0][0], expressions[1][0], tolerance):
+            return True
         try:
             decimals, digits = precision([*expressions[0], *expressions[1]])
         except Exception:  # sympy's on odd expressions are of any kind, and to `verify` they mean unequal, too
@@ -76,6 +78,17 @@ def load_comparison() -> Callable[[str, str], bool]:
         return bool(verify(*expressions, decimals, digits, allow_set_relation_comp=True, timeout_seconds=None))
 
     return compare
+
+
+def is_near(gold: Any, answer: Any, tolerance: float) -> bool:
+    """Whether both are numbers, of `x = 5` the right side, that differ by at most so much. What is no real number is not near."""
+    import sympy
+
+    sides = [part.rhs if isinstance(part, sympy.Eq) else part for part in (gold, answer)]
+    try:
+        return abs(float(sides[0]) - float(sides[1])) <= tolerance
+    except Exception:  # as above
+        return False
 
 
 def precision(expressions: list[Any]) -> tuple[int, int]:

@@ -4,6 +4,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -15,7 +16,9 @@ from fixed_rollouts import FixedRollouts
 from PIL import Image
 from tiny_models import build
 
+from benchmarks.learning.arms import PAPOTrainer
 from trl_cppo.__main__ import main
+from trl_cppo.commands.train import command
 from trl_cppo.commands.train.dry_run import DryRunTrainer
 
 OWN = [
@@ -138,3 +141,18 @@ def test_the_main_process_tells_of_several(random_model, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Dry run:") == 1 and "Batch: 8 rollouts on the main of 2 processes" in result.stdout
     assert "of the process with the most" in result.stdout and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("flags", "trained"), [([], PAPOTrainer), (["--dry_run"], DryRunTrainer)])
+def test_a_baselines_class_is_trained_by_the_same_command(flags, trained, tmp_path, monkeypatch):
+    """As benchmarks/papo.py does it."""
+    given = []
+    monkeypatch.setattr(command, "job_from_arguments", lambda *arguments: None)
+    monkeypatch.setattr(command, "make_trainer", lambda *arguments: given.extend(arguments) or 1 / 0)
+    arguments = ["--use_cpu", "--bf16", "False", "--model_name_or_path", "m", "--dataset_name", "d"]
+    monkeypatch.setattr(
+        sys, "argv", ["papo.py", *arguments, *flags, "--output_dir", str(tmp_path), "--cpl_coef", "0.02"]
+    )
+    with pytest.raises(ZeroDivisionError):
+        runpy.run_module("benchmarks.papo", run_name="__main__")
+    assert given[-1] is trained and given[1].cpl_coef == 0.02

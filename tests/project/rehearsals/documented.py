@@ -18,6 +18,7 @@ ORDER = (
     "docs/distributed.md",
     "docs/plan.md",
     "docs/evaluation.md",
+    "docs/reproduce.md",
     "docs/report.md",
 )
 # Set-up and repository work: .ci/run does the first kind, tests/project/test_install.py resolves what pip is told.

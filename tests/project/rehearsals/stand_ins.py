@@ -6,8 +6,8 @@ What stands in for GPUs and the Hub when a documented command is rehearsed; ever
 - Hub ids lead into a cache folder in which tiny models (with the real classes of their families) and small data sets in
   the true layouts of the real ones lie under the true names; the Hub's own client finds them there.
 - CPU processes stand in for GPUs: two for any number above one.
-- Runs are short: `FLAGS` are added behind what is documented. vLLM runs on the CPU where it is installed (`.ci/run` makes an
-  environment); elsewhere its part is played by transformers.
+- Runs are short: `FLAGS` are added behind what is documented. In training vLLM runs on the CPU where it is installed (`.ci/run` makes an
+  environment); elsewhere, and in evaluations, its part is played by transformers.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import yaml
 from dataset_folders import jsonl, photos
-from dataset_layouts import layout_names, write_layout
+from dataset_layouts import benchmark_names, layout_names, write_benchmark, write_layout
 from hub import COMMIT
 from tiny_models import build
 
@@ -27,7 +27,7 @@ from trl_cppo import digits
 from trl_cppo.commands.prepare import PROMPT_SUFFIX
 
 ROOT = Path(__file__).parents[3]
-MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
+MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "vbdai/CPPO-3B")
 ROWS = 136  # of a data set: a generation batch of the ViRL39K recipes on two processes holds 128 prompts
 STEPS = 2
 LENGTH = ["--max_completion_length", "28"]  # of the embedded task's answers; others are shorter
@@ -52,6 +52,7 @@ SCRIPTS = {
     "examples/train_cppo.py": "train",
     "examples/evaluate.py": "evaluate",
     "examples/prepare_dataset.py": "prepare",
+    "benchmarks.papo": "train",
 }
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 VLLM_FLAGS = ["--vllm_enable_sleep_mode", "False"] if HAS_VLLM else ["--use_vllm", "False"]  # sleep needs CUDA
@@ -80,6 +81,8 @@ def fake_hub(folder: Path) -> Path:
         digits.build_processor().save_pretrained(snapshot)
     for name in layout_names():
         write_layout(name, _snapshot(folder, "datasets", name), rows=ROWS)
+    for name in benchmark_names():
+        write_benchmark(name, _snapshot(folder, "datasets", name))
     return folder
 
 
@@ -185,6 +188,8 @@ def _flags(words: list[str], command: str) -> list[str]:
     if "--compare" in words and "--model" not in words:  # which reads two files, and takes no other flag
         return []
     recipe = Path(words[words.index("--config") + 1]).stem if "--config" in words else None
+    if command == "evaluate" and "--use_vllm" in words:  # tests/project/vllm_engine/ runs it
+        flags = [*flags, "--use_vllm", "False"]
     flags = [*flags, *FEWER_ROWS.get(recipe, [])] if command == "train" and "--dry_run" not in words else flags
     if "--config" in words and yaml.safe_load(recipe_file(words[words.index("--config") + 1]).read_text()).get(
         "use_vllm"

@@ -66,7 +66,8 @@ class EvaluationArguments:
     compare: list[str] | None = field(
         default=None,
         metadata={
-            "help": "With --model: the results to compare the model's with. Without: two results, first and second."
+            "help": "With --model: the results to compare the model's with. Without: two results, first and second, or two folders of "
+            "results with the same names."
         },
     )
     output: str | None = field(

@@ -20,6 +20,7 @@ from .arguments import EvaluationArguments, make_parser
 from .errors import EvaluationError
 from .job import Job, prepare
 from .results.comparison import compare, comparison_table
+from .results.several import compare_folders, folders_table
 from .results.summary import load_result, summarize, table, to_json
 from .runner import evaluate_rows
 
@@ -78,8 +79,12 @@ def compare_files(args: EvaluationArguments) -> None:
         raise ValueError("Give --model and --dataset, or --compare with two results.")
     if args.output and Path(args.output).resolve() in [Path(path).resolve() for path in args.compare]:
         raise ValueError(f"--output {args.output} would replace the results that are compared. Choose another.")
-    comparison = compare(*map(load_result, args.compare))
-    print(comparison_table(comparison))
+    if any(Path(path).is_dir() for path in args.compare):
+        comparison = compare_folders(*args.compare)
+        print(folders_table(comparison))
+    else:
+        comparison = compare(*map(load_result, args.compare))
+        print(comparison_table(comparison))
     if args.output:
         write(Path(args.output), json.dumps(comparison, indent=2) + "\n")
 

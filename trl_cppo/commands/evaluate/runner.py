@@ -67,9 +67,16 @@ def evaluate_rows(
                 "question": question_hash(example),
                 "greedy": column[0] if greedy else None,
                 "samples": list(column[greedy:]),
+                **_group_of(example),
             }
             for row, example, column in zip(batch, examples, zip(*scored, strict=True), strict=True)
         ]
+
+
+def _group_of(example: dict[str, Any]) -> dict[str, Any]:
+    """The questions that a benchmark scores together, as `prepare` has written it."""
+    group = example.get("question_group")
+    return {"group": group} if isinstance(group, dict) else {}
 
 
 def _describe(completion: Completion, value: float | None) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..line import ShortErrors
+from .formats.benchmarks import BENCHMARKS
 from .rows import PROMPT_SUFFIX
 from .sources import TEXT_FILES
 
 _OWN = ("question", "answer", "image", "system_prompt", "split_test")  # of data of one's own
+_NOT_OF_BENCHMARKS = ("question", "answer", "image", "split_test")
 DESCRIPTION = """
 Bring hiyouga/geometry3k, TIGER-Lab/ViRL39K, lmms-lab/multimodal-open-r1-8k-verified or a data set of their columns into
 what CPPOTrainer and GRPOTrainer read: a folder of parquet files for `load_dataset(folder)` and `trl-cppo train
@@ -23,6 +25,10 @@ what CPPOTrainer and GRPOTrainer read: a folder of parquet files for `load_datas
 Or files of your own: jsonl, json, csv, tsv, parquet, a folder of photos with metadata.
 
     trl-cppo prepare mine.jsonl --question q --answer a --image path --output data/mine
+
+Or one of the paper's benchmarks, to measure on:
+
+    trl-cppo prepare --benchmark mathvista --output data/mathvista
 """
 
 
@@ -34,6 +40,10 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(program, description=DESCRIPTION, formatter_class=raw)
     parser.add_argument("--dataset", help="Hub id, local folder, or a jsonl, json, csv, tsv or parquet file.")
+    parser.add_argument(
+        "--benchmark", choices=BENCHMARKS,
+        help="A benchmark in its own columns, to evaluate on. --dataset: a local folder of its files. Default: the Hub's.",
+    )  # fmt: skip
     _add_own_flags(parser)
     parser.add_argument("--output", required=True, help="Folder to make.")
     parser.add_argument("--split", nargs="+", help="Splits to prepare. Default: all.")
@@ -77,6 +87,12 @@ def name_of(args: argparse.Namespace) -> str:
     Raises:
         `ValueError`: if it is missing, or there are two.
     """
+    if args.benchmark:
+        refused = next((flag for flag in _NOT_OF_BENCHMARKS if getattr(args, flag) is not None), None)
+        if refused:
+            raise ValueError(f"--{refused} does not go with --benchmark, whose columns are known. Leave it out.")
+    if args.benchmark and args.name is None and args.dataset is None:
+        return BENCHMARKS[args.benchmark].hub
     if (args.name is None) == (args.dataset is None):
         given = "is missing" if args.name is None else f"is given twice, {args.name} and {args.dataset}"
         raise ValueError(f"the data set {given}: name one Hub id, folder or file.")
@@ -106,6 +122,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
         # Only where they are set: the records of folders that were made without limits have no such entry.
         **{name: value for name, value in limits.items() if value is not None},
         **own_options(args),
+        **({"benchmark": args.benchmark} if args.benchmark else {}),
         "name": name_of(args),
         "splits": args.split,
         "model": args.model,

@@ -18,7 +18,7 @@ from ...method.image_size import check_limits
 from ...run.rows.layouts import LEFT_OUT, RECORD
 from .advice import advice
 from .rows import PROMPT_SUFFIX, RowSettings, build_row
-from .sources import find_source
+from .sources import find_benchmark, find_source
 from .splitting import check_share, held_out
 from .summary import Outcomes, left_out, too_long
 
@@ -26,7 +26,7 @@ _SHARD_ROWS = 2000  # some 150 MB of ViRL39K
 
 
 def prepare(
-    name: str,
+    name: str | None = None,
     splits: list[str] | None = None,
     model: str | None = None,
     max_prompt_length: int = 512,
@@ -41,6 +41,7 @@ def prepare(
     image: list[str] | None = None,
     system_prompt: str | None = None,
     split_test: float | None = None,
+    benchmark: str | None = None,
 ) -> tuple[DatasetDict, dict[str, Outcomes]]:
     """
     A data set in the columns that TRL's GRPO and CPPO trainers read.
@@ -53,6 +54,7 @@ def prepare(
         name (`str`): a Hub id, or a local folder of the same layout: parquet files and, for images that are paths, the
             files that they name, or an `images.zip` that holds them. Or a jsonl, json, csv, tsv or parquet file, a folder of
             them, of photos with a metadata file beside them, or of `save_to_disk`; paths are relative to the file that names them.
+            Of a benchmark: by default its own Hub id.
         splits (`list[str]`, *optional*): all by default.
         model (`str`, *optional*): Hub id or local folder of the processor that counts a prompt's tokens, those of the
             images included, as TRL does. Without it no prompt is too long.
@@ -69,6 +71,8 @@ def prepare(
         image (`list[str]`, *optional*): those of images, lists of images or paths; by default `images`, `image` or `file_name`.
         system_prompt (`str`, *optional*): a system message in front.
         split_test (`float`, *optional*): the share of `train` to hold out as `test`; see [`held_out`].
+        benchmark (`str`, *optional*): one of [`BENCHMARKS`], whose own columns are read; `question`, `answer`, `image` and
+            `split_test` do not go with it.
 
     Returns:
         `tuple[DatasetDict, dict[str, Outcomes]]`: columns `prompt`, `images`, `solution` (in `\\boxed{}`), the source's
@@ -80,7 +84,8 @@ def prepare(
     """
     check_limits(max_pixels, min_pixels)
     check_share(split_test)
-    source = find_source(name)
+    source = find_benchmark(benchmark, name) if benchmark else find_source(name)
+    name = source.name
     unknown = sorted(set(splits or []) - set(source.files))
     if unknown:
         raise ValueError(f"{name} has no split {unknown[0]!r}, only {sorted(source.files)}.")
@@ -91,7 +96,7 @@ def prepare(
     stamps = (version("trl-cppo"), _stamp(source.stamped()), _stamp(Path(model).rglob("*")) if model else None)
     prepared, counts = DatasetDict(), {}
     for split in splits:
-        rows, layout, places = source.read(split, question, answer, image)
+        rows, layout, places = source.read(split, question, answer, image, skip_broken)
         settings = RowSettings(
             f"{name} ({split})", layout, places, model, prompt_suffix, system_prompt, skip_broken, max_pixels, min_pixels,
             stamps,

@@ -42,9 +42,12 @@ def main(arguments: list[str], program: str = "trl-cppo prepare") -> None:
     except (ValueError, OSError, DatasetGenerationError) as error:
         stop(program, error)
     print(describe(dataset, counts))
-    if args.model is None:
+    if args.model is None and not args.benchmark:
         print("No prompt was too long, for none was measured: give --model and --max_prompt_length.")
-    print(f"Written to {args.output}. Train on it: --dataset_name {args.output}")
+    if args.benchmark:
+        print(f"Written to {args.output}. Measure on it: trl-cppo evaluate --model MODEL --dataset {args.output}")
+    else:
+        print(f"Written to {args.output}. Train on it: --dataset_name {args.output}")
 
 
 def _exists(output: str, record: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from ...run.rows.layouts import ANSWERS, IMAGES, QUESTIONS, Layout, about_conversations, find_layout
 from ..line import nothing_here
-from .text_files import as_dataset, columns_in, read_rows
+from .formats.benchmarks import BENCHMARKS, MADE, Benchmark
+from .formats.text_files import as_dataset, columns_in, read_rows
 
 TEXT_FILES = (".jsonl", ".csv", ".tsv", ".json")  # where a folder has several kinds, the first
 _TEXTS = ("string", "large_string", "string_view")  # the latter two as pandas and polars write them
@@ -59,22 +60,29 @@ class Source:
         root (`Path`): its folder.
         files (`dict[str, list[Path]]`): of each split: parquet or text files, or one folder of `save_to_disk`.
         is_file (`bool`): whether the user named a file.
+        benchmark (`Benchmark`, *optional*): whose columns it has.
     """
 
     name: str
     root: Path
     files: dict[str, list[Path]]
     is_file: bool = False
+    benchmark: Benchmark | None = None
 
     def stamped(self) -> list[Path]:
         """The files whose change makes another data set."""
         return sum(self.files.values(), []) if self.is_file else sorted(self.root.rglob("*"))
 
     def read(
-        self, split: str, question: str | None, answer: str | None, images: Sequence[str] | None
+        self,
+        split: str,
+        question: str | None,
+        answer: str | None,
+        images: Sequence[str] | None,
+        skip_broken: bool = False,
     ) -> tuple[Dataset, Layout, Places]:
         """
-        A split's rows.
+        A split's rows. `skip_broken`: those of a benchmark that cannot be read have no answer, which leaves them out.
 
         Returns:
             `tuple[Dataset, Layout, Places]`: images are embedded, undecoded, or paths.
@@ -91,7 +99,10 @@ class Source:
             dataset = as_dataset(rows, list(used), name)
         else:
             dataset, counts = _stored(files, split)
+            dataset = dataset if self.benchmark is None else self.benchmark.rows(dataset, name, skip_broken)
             layout = _layout(dataset.column_names, name, question, answer, images)
+            if self.benchmark is not None:
+                layout = replace(layout, extras=tuple(column for column in MADE if column in dataset.column_names))
             dataset = _undecoded(dataset, layout, name)
             if self.is_file and any(_holds_paths(dataset, column) for column in layout.images):
                 # In memory, so that nothing is cached: `datasets` would not see that a photo elsewhere has changed.
@@ -122,11 +133,7 @@ def find_source(name: str) -> Source:
         return Source(name, path, files) if files else _nothing(name, path)
     if name.startswith((".", "/", "~")) or path.suffix in (".parquet", *TEXT_FILES):
         raise FileNotFoundError(f"{nothing_here(name)}.")
-    try:
-        patterns = ["*.parquet", "images.zip"]  # not the pictures one by one, where a repository has them too
-        root = Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"{nothing_here(name)}, and it cannot be had from the Hub: {error}") from error
+    root = _download(name, ["*.parquet", "images.zip"])  # not the pictures one by one, where a repository has them too
     files = _by_split(root, root.rglob("*.parquet"))
     if not files:
         raise FileNotFoundError(
@@ -134,6 +141,36 @@ def find_source(name: str) -> Source:
             "name the folder, or the file in it that has the questions."
         )
     return Source(name, root, files)
+
+
+def _download(name: str, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"{nothing_here(name)}, and it cannot be had from the Hub: {error}") from error
+
+
+def find_benchmark(benchmark: str, name: str | None = None) -> Source:
+    """
+    A benchmark by its name in [`BENCHMARKS`], as the split `test`.
+
+    Args:
+        benchmark (`str`): which.
+        name (`str`, *optional*): a local folder of the same files, or another Hub id; by default the benchmark's own.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: if there is none of that name, or its files are not there.
+    """
+    if benchmark not in BENCHMARKS:
+        raise ValueError(f"there is no benchmark {benchmark!r}, only {', '.join(BENCHMARKS)}.")
+    found = BENCHMARKS[benchmark]
+    name = name or found.hub
+    root = Path(name).expanduser()
+    root = root if root.is_dir() else _download(name, [found.files])
+    files = sorted(root.glob(found.files))
+    if not files:
+        raise FileNotFoundError(f"{name} holds no {found.files}, where {found.hub} has the rows of {benchmark}.")
+    return Source(name, root, {"test": files}, benchmark=found)
 
 
 def columns_of(name: str) -> list[str]:

@@ -33,7 +33,9 @@ def show_messages() -> None:
         ours.addHandler(logging.StreamHandler())
 
 
-def set_up(arguments: list[str], program: str) -> tuple[CPPOTrainer, CPPOScriptArguments, str | bool | None]:
+def set_up(
+    arguments: list[str], program: str, trainer_class: type[CPPOTrainer] = CPPOTrainer
+) -> tuple[CPPOTrainer, CPPOScriptArguments, str | bool | None]:
     """The trainer that the command line's arguments describe, what is not its own of them, and the checkpoint to go on from."""
     script_args, training_args, model_args = parse(arguments, program)
     checkpoint = checkpoint_to_go_on_from(training_args.resume_from_checkpoint)
@@ -44,7 +46,7 @@ def set_up(arguments: list[str], program: str) -> tuple[CPPOTrainer, CPPOScriptA
         job = digits_job(script_args, training_args)
     else:
         job = job_from_arguments(script_args, training_args, model_args)
-    trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else CPPOTrainer)
+    trainer = make_trainer(job, training_args, model_args, DryRunTrainer if script_args.dry_run else trainer_class)
     disable_progress_bar()  # one for each checkpoint's weights would stand between the lines
     check_output_folder(trainer, goes_on=checkpoint is not None)
     trainer.card_example, trainer.card_held_out, trainer.card_base = job.card_example, job.card_held_out, job.card_base
@@ -63,11 +65,13 @@ def save(trainer: CPPOTrainer) -> None:
         trainer.push_to_hub()
 
 
-def main(arguments: list[str], program: str = "trl-cppo train") -> None:
-    """Train as the command line's arguments say."""
+def main(
+    arguments: list[str], program: str = "trl-cppo train", trainer_class: type[CPPOTrainer] = CPPOTrainer
+) -> None:
+    """Train as the command line's arguments say, with CPPOTrainer or a class of it; a dry run is CPPOTrainer's."""
     show_messages()
     try:
-        trainer, script_args, checkpoint = set_up(arguments, program)
+        trainer, script_args, checkpoint = set_up(arguments, program, trainer_class)
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
         for words, flags in FLAGS_THAT_HELP.items():
             if words in str(error):

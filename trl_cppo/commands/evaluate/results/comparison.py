@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
+from .groups import compare_groups
 from .statistics import bootstrap_interval, mcnemar_exact
 
 
@@ -25,12 +26,12 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         `dict`: differences are second − first. `greedy`: difference of the accuracies, its paired bootstrap interval,
         rows `gained` and `lost`, exact McNemar `p`; or `None` if one side has no greedy completions. `sampled`: the
         same for the means over the samples, rows whose mean rose and fell, and, with equally many samples, for
-        pass@N; or `None`. `different_settings`: other than the model.
+        pass@N; or `None`. Both with `groups` where a benchmark scores questions together. `different_settings`: other than the model.
 
     Raises:
         `EvaluationError`: if the questions or the rewards differ, naming the first row that does.
     """
-    _check_comparable(first, second)
+    check_comparable(first, second)
     seed = second["settings"]["seed"]
     pairs = list(zip(first["questions"], second["questions"], strict=True))
     rows = np.array([question["row"] for question in first["questions"]])
@@ -50,7 +51,11 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
+def check_comparable(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """
+    Raises:
+        `EvaluationError`: if the questions or the rewards of two evaluations differ, naming the first row that does.
+    """
     rewards = [side["settings"]["reward"] for side in (first, second)]
     counts = [len(side["questions"]) for side in (first, second)]
     for what, (one, other) in [("reward", rewards), ("number of scored questions", counts)]:
@@ -76,7 +81,13 @@ def _compare_greedy(pairs: list[tuple[dict, dict]], rows: np.ndarray, seed: int)
         "gained": gained,
         "lost": lost,
         "p": mcnemar_exact(len(gained), len(lost)),
+        **_grouped(pairs, "greedy", seed),
     }
+
+
+def _grouped(pairs: list[tuple[dict, dict]], side: str, seed: int) -> dict[str, Any]:
+    changes = compare_groups([one for one, _ in pairs], [other for _, other in pairs], side, seed)
+    return {"groups": changes} if changes else {}
 
 
 def _compare_sampled(pairs: list[tuple[dict, dict]], rows: np.ndarray, seed: int) -> dict[str, Any]:
@@ -88,6 +99,7 @@ def _compare_sampled(pairs: list[tuple[dict, dict]], rows: np.ndarray, seed: int
         "interval": bootstrap_interval(change, seed),
         "rose": rows[change > 0].tolist(),
         "fell": rows[change < 0].tolist(),
+        **_grouped(pairs, "samples", seed),
     }
     if first.shape[1] == second.shape[1]:  # pass@N grows with N
         change = second.max(axis=1) - first.max(axis=1)
@@ -104,6 +116,7 @@ def comparison_table(comparison: dict[str, Any]) -> str:
     if greedy:
         note = f"{len(greedy['gained'])} gained, {len(greedy['lost'])} lost, McNemar p = {greedy['p']:.2g}"
         lines.append(_line("greedy", greedy["difference"], greedy["interval"], note))
+        lines += _group_lines(greedy, "")
     if sampled:
         number, other = sampled["num_samples"]
         name = f"@{number}" if number == other else f"@{number}→{other}"
@@ -111,9 +124,15 @@ def comparison_table(comparison: dict[str, Any]) -> str:
         lines.append(_line(f"avg{name}", sampled["difference"], sampled["interval"], note))
         if "pass_difference" in sampled:
             lines.append(_line(f"pass{name}", sampled["pass_difference"], sampled["pass_interval"], ""))
+        lines += _group_lines(sampled, name)
     for name, (one, other) in comparison["different_settings"].items():
         lines += ["", f"Not the same setting: {name} {one!r} and {other!r}."]
     return "\n".join(lines)
+
+
+def _group_lines(numbers: dict[str, Any], suffix: str) -> list[str]:
+    groups = numbers.get("groups", {})
+    return [_line(f"{name}{suffix}", group["difference"], group["interval"], "") for name, group in groups.items()]
 
 
 def _line(name: str, change: float, interval: list[float], note: str) -> str:

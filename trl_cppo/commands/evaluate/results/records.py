@@ -17,7 +17,8 @@ from typing import Any
 from ..errors import EvaluationError
 from .identity import check_same_settings
 
-Record = dict[str, Any]  # row, question (its hash), greedy (a completion or None), samples (list of completions)
+# row, question (its hash), greedy (a completion or None), samples (list of completions), group where it belongs to one
+Record = dict[str, Any]
 
 
 class Records:

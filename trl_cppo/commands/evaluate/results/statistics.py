@@ -27,11 +27,20 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, level: float = 0.95) -
     Returns:
         `list[float]`: its lower and its upper end.
     """
+    return interval_of(resampled_means(values, np.random.default_rng(seed)), level)
+
+
+def resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The means of `RESAMPLES` resamples of `values`, of shape `(Q,)`, as [`bootstrap_interval`] draws them."""
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     total = counts.sum()
-    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=RESAMPLES)
+    return generator.multinomial(total, counts / total, size=RESAMPLES) @ distinct / total
+
+
+def interval_of(means: np.ndarray, level: float = 0.95) -> list[float]:
+    """The ends between which a share `level` of resampled means lies."""
     tail = (1 - level) / 2
-    return [float(end) for end in np.quantile(draws @ distinct / total, [tail, 1 - tail])]
+    return [float(end) for end in np.quantile(means, [tail, 1 - tail])]
 
 
 def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
+from .groups import group_numbers
 from .records import Record
 from .statistics import bootstrap_interval, pass_at_k, std_over_samples
 
@@ -43,23 +44,25 @@ def summarize(records: list[Record], settings: dict[str, Any]) -> dict[str, Any]
         None if scored[0]["greedy"] is None else np.array([counts_as_right(record["greedy"]) for record in scored])
     )
     samples = np.array([[counts_as_right(entry) for entry in record["samples"]] for record in scored])
+    questions = [
+        {
+            "row": record["row"],
+            "question": record["question"],
+            "greedy": None if greedy is None else int(greedy[i]),
+            "samples": [int(right) for right in samples[i]],
+            **{name: record[name] for name in ("group",) if name in record},
+        }
+        for i, record in enumerate(scored)
+    ]
     return {
         **{name: settings[name] for name in ("model", "dataset", "split")},
         "num_questions": len(scored),
         "reward": settings["reward"].rpartition(".")[2],
-        "greedy": None if greedy is None else _greedy_numbers(greedy, scored, seed),
-        "sampled": _sampled_numbers(samples, scored, settings) if samples.size else None,
+        "greedy": None if greedy is None else _greedy_numbers(greedy, scored, questions, seed),
+        "sampled": _sampled_numbers(samples, scored, questions, settings) if samples.size else None,
         "unscored_rows": sorted({record["row"] for record in records} - {record["row"] for record in scored}),
         "settings": settings,
-        "questions": [
-            {
-                "row": record["row"],
-                "question": record["question"],
-                "greedy": None if greedy is None else int(greedy[i]),
-                "samples": [int(right) for right in samples[i]],
-            }
-            for i, record in enumerate(scored)
-        ],
+        "questions": questions,
     }
 
 
@@ -73,12 +76,22 @@ def counts_as_right(completion: dict[str, Any]) -> bool:
     return completion["score"] >= RIGHT
 
 
-def _greedy_numbers(right: np.ndarray, records: list[Record], seed: int) -> dict[str, Any]:
+def _greedy_numbers(
+    right: np.ndarray, records: list[Record], questions: list[dict[str, Any]], seed: int
+) -> dict[str, Any]:
     lengths = _length_numbers([record["greedy"] for record in records])
-    return {"accuracy": float(right.mean()), "interval": bootstrap_interval(right, seed), **lengths}
+    numbers = {"accuracy": float(right.mean()), "interval": bootstrap_interval(right, seed), **lengths}
+    return numbers | _grouped(questions, "greedy", seed)
 
 
-def _sampled_numbers(right: np.ndarray, records: list[Record], settings: dict[str, Any]) -> dict[str, Any]:
+def _grouped(questions: list[dict[str, Any]], side: str, seed: int) -> dict[str, Any]:
+    numbers = group_numbers(questions, side, seed)
+    return {"groups": numbers} if numbers else {}
+
+
+def _sampled_numbers(
+    right: np.ndarray, records: list[Record], questions: list[dict[str, Any]], settings: dict[str, Any]
+) -> dict[str, Any]:
     number, seed = right.shape[1], settings["seed"]
     ks = [k for k in (2**i for i in range(number.bit_length())) if k < number]
     best = right.any(axis=1)
@@ -93,6 +106,7 @@ def _sampled_numbers(right: np.ndarray, records: list[Record], settings: dict[st
         "pass_interval": bootstrap_interval(best, seed),
         "pass_at_k": {str(k): float(pass_at_k(right, k).mean()) for k in [*ks, number]},
         **_length_numbers([entry for record in records for entry in record["samples"]]),
+        **_grouped(questions, "samples", seed),
     }
 
 
@@ -133,15 +147,27 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{title}, {result['reward']}", "", f"| {'':9} | share | 95 % interval  | notes", "|---|---|---|---"]
     if greedy:
         lines.append(_line("greedy", greedy["accuracy"], greedy["interval"], _length_note(greedy)))
+        lines += _group_lines(greedy, "")
     if sampled:
         number, std = sampled["num_samples"], sampled["std_over_samples"]
         spread = "" if std is None else f"± {std:.3f} from sample to sample, "
         note = f"{spread}temperature {sampled['temperature']}, {_length_note(sampled)}"
         lines.append(_line(f"avg@{number}", sampled["avg"], sampled["interval"], note))
         lines.append(_line(f"pass@{number}", sampled["pass"], sampled["pass_interval"], "any sample right"))
+        lines += _group_lines(sampled, f"@{number}")
     if result["unscored_rows"]:
         lines += ["", f"{len(result['unscored_rows'])} more questions could not be scored by the reward."]
     return "\n".join(lines)
+
+
+def _group_lines(numbers: dict[str, Any], suffix: str) -> list[str]:
+    lines = []
+    for name, group in numbers.get("groups", {}).items():
+        std = group["std_over_samples"]
+        spread = "" if std is None else f", ± {std:.3f} from sample to sample"
+        note = f"{group['num_groups']} groups of questions{spread}"
+        lines.append(_line(f"{name}{suffix}", group["score"], group["interval"], note))
+    return lines
 
 
 def _line(name: str, share: float, interval: list[float], note: str) -> str:
