@@ -65,13 +65,13 @@ class Arm:
 
 # At τ = 0.1 a contrast of some tenths of a nat has no gradient left.
 SOFT = {"cpl_coef": 1.0, "cpl_temperature": 1.0, "cpl_max_gradient_ratio": 0.4}
+ANOTHER = {**SOFT, "information_removing": ["another_image"]}
+GENTLE = {**ANOTHER, "cpl_max_gradient_ratio": 0.2}  # chosen by benchmarks/temptation on validation canvases
 ARMS = {
     "grpo": Arm("GRPO", settings={"cpl_coef": 0.0}),
     "cppo": Arm("CPPO, authors' form"),
     "cppo_robust": Arm("CPPO, bounded gradient", settings={"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}),
-    "another_soft": Arm(
-        "CPPO, bounded, τ = 1, another image removes", settings={**SOFT, "information_removing": ["another_image"]}
-    ),
+    "another_gentle": Arm("CPPO, another image, τ = 1, bound 0.2", settings=GENTLE),
     "random_tokens": Arm("CPPO on random tokens", RandomTokensTrainer),
     "all_tokens": Arm("CPPO on all tokens", settings={"perception_token_ratio": None}),
     "papo": Arm(

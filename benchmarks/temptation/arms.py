@@ -12,8 +12,8 @@ from trl_cppo import CPPOTrainer
 from trl_cppo.method.objective import Objective
 from trl_cppo.method.request import ScoringRequest, ViewScores
 
+from ..learning.arms import ANOTHER, AUGMENTED, SOFT, Arm
 from ..learning.arms import ARMS as LEARNING
-from ..learning.arms import AUGMENTED, SOFT, Arm
 from .captions import caption_of
 
 
@@ -71,9 +71,10 @@ ARMS = {
     "cppo": LEARNING["cppo"],
     "cppo_bounded": Arm("CPPO, bounded gradient", settings=BOUNDED),
     "cppo_pair": Arm("CPPO, bounded, and least shift 0.15", settings={**BOUNDED, "min_entropy_shift": 0.15}),
-    "another_image": Arm("CPPO, another image removes", settings={"information_removing": ["another_image"]}),
-    "soft": Arm("CPPO, bounded, τ = 1", settings=SOFT),
-    "another_soft": LEARNING["another_soft"],
+    "another_image": Arm("CPPO, another image", settings={"information_removing": ["another_image"]}),
+    "soft": Arm("CPPO, τ = 1, bound 0.4", settings=SOFT),
+    "another_soft": Arm("CPPO, another image, τ = 1, bound 0.4", settings=ANOTHER),
+    "another_gentle": LEARNING["another_gentle"],
     "disagreement": Arm("CPPO where the caption is wrong (oracle)", DisagreementTrainer),
     "hard": Arm("CPPO on hard prompts", HardTrainer),
     "contrast": Arm("CPPO without low-contrast tokens", ContrastTrainer),
