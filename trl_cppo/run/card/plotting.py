@@ -7,22 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .example_rows import ROW_HEIGHT, draw_examples
 from .facts import CardExample
-from .held_out import Answers, wilson_interval
+from .held_out import Answers, telling_examples, wilson_interval
 
-# Okabe and Ito's palette: told apart with any colour vision. Shares stand in a row of their own, on one axis from 0 to 1.
-_SHARES = [
-    ("held_out_accuracy", "held-out accuracy", "#009E73"),
-    ("cpl/contrast_accuracy", "contrast accuracy (d⁺ < d⁻)", "#56B4E9"),
-    ("cpl/perception_ratio", "perception tokens / completion tokens", "#CC79A7"),
-]
-_OTHERS = [
-    ("reward", "reward", "#0072B2"),
-    ("cpl/loss", "Contrastive Perception Loss", "#D55E00"),
-]
+# Panels from left to right with their lines: metric, what it is called there, colour of Okabe and Ito's palette, which any colour
+# vision tells apart.
+_PANELS = [
+    ("held-out accuracy", [("held_out_accuracy", "", "#009E73")]),
+    ("reward in training", [("reward", "", "#0072B2")]),
+    ("perception tokens", [
+        ("cpl/contrast_accuracy", "with d⁺ < d⁻", "#56B4E9"), ("cpl/perception_ratio", "of all tokens", "#CC79A7"),
+    ]),
+    ("Contrastive Perception Loss", [("cpl/loss", "", "#D55E00")]),
+]  # fmt: skip
+_METRICS = [name for _, lines in _PANELS for name, _, _ in lines]
 _SMOOTHING = 10  # logged values in the running mean
-_WIDTH = 48  # characters of a line of text in a panel
-_SIZE = 4.2, 3.1  # inches of a panel, where three stand in a row
+_WIDTH, _HEIGHT, _DPI = (
+    10.0,
+    2.6,
+    150,
+)  # inches of the picture and of a panel: a page shows it at half its 1,500 pixels
 
 Series = list[list[float]]
 
@@ -36,7 +41,7 @@ class Shown:
         title (`str`): heading of the picture.
         machine (`str`): what the numbers were measured on; they are others elsewhere.
         questions (`int`, *optional*): that the held-out accuracy is of, for its interval.
-        examples (`list[CardExample]`): what `answers` answer, three at most.
+        examples (`list[CardExample]`): what `answers` answer.
         answers (`list[Answers]`): before and after.
     """
 
@@ -59,19 +64,19 @@ def metric_history(log_history: list[dict[str, Any]]) -> dict[str, Series]:
     """
     history = {
         name: [[entry["step"], entry[name]] for entry in log_history if entry.get(name) is not None]
-        for name, _, _ in _OTHERS + _SHARES
+        for name in _METRICS
     }
     return {name: series for name, series in history.items() if series}
 
 
 def plot_training(history: dict[str, Series], path: str | Path, shown: Shown) -> None:
     """
-    Draw one panel a metric over the optimizer steps, and one of the answers before and after, and save it.
+    Draw the metrics over the optimizer steps, below them answers before and after, and save it.
 
     Args:
         history (`dict[str, list[list[float]]]`): what [`metric_history`] returns, with at least one metric.
         path (`str` or `Path`): the image file to write; its suffix names the format.
-        shown ([`Shown`]): title, machine, example.
+        shown ([`Shown`]): title, machine, examples.
 
     Raises:
         `ValueError`: if there is nothing to draw.
@@ -80,89 +85,73 @@ def plot_training(history: dict[str, Series], path: str | Path, shown: Shown) ->
 
     if not history:
         raise ValueError("No metric was logged, so there is nothing to plot. Lower logging_steps or train longer.")
-    rows = panel_rows(history, with_answers=bool(shown.answers and shown.examples))
-    width, height = _SIZE
-    size = width * max(map(len, rows)), height * len(rows) + 0.3
-    figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(textwrap.fill(shown.title, int(9 * size[0])))
+    panels = panels_of(history)
+    places, rule = (
+        telling_examples(shown.answers, len(shown.examples)) if shown.answers and shown.examples else ([], "")
+    )
+    # One or two panels alone need no whole width.
+    width = _WIDTH if places or len(panels) > 2 else _WIDTH / 2 * len(panels)
+    heights = [_HEIGHT] + [ROW_HEIGHT * (len(places) + 0.75)] * bool(places)
+    figure = Figure(figsize=(width, sum(heights) + 0.7), layout="constrained")
+    figure.suptitle(textwrap.fill(shown.title, int(9 * width)), fontsize=12)
     measured = f"Measured on {shown.machine}. Another machine or version rounds, and so samples, otherwise."
-    figure.supxlabel(textwrap.fill(measured, int(14 * size[0])), fontsize=8)
-    grid = figure.add_gridspec(len(rows), 6)
-    for place, panels in enumerate(rows):
-        span = 6 // len(panels)
-        for column, panel in enumerate(panels):
-            axes = figure.add_subplot(grid[place, column * span : (column + 1) * span])
-            if panel is None:
-                _draw_answers(axes, shown.examples, shown.answers)
-            else:
-                _draw_panel(axes, history[panel[0]], *panel, shown.questions)
-    figure.savefig(path, dpi=120)
+    figure.supxlabel(textwrap.fill(measured, int(14 * width)), fontsize=7.5, color="0.35")
+    grid = figure.add_gridspec(len(heights), len(panels), height_ratios=heights)
+    shares = None  # the first panel from 0 to 1, whose axis the others share
+    for column, (title, lines) in enumerate(panels):
+        are_shares = all(0 <= value <= 1 for name, _, _ in lines for _, value in history[name])
+        axes = figure.add_subplot(grid[0, column], sharey=shares if are_shares else None)
+        if are_shares:
+            axes.set_ylim(-0.02, 1.02)
+            axes.tick_params(labelleft=shares is None)
+            shares = shares or axes
+        _draw_panel(axes, title, lines, history, shown.questions)
+    if places:
+        axes = figure.add_subplot(grid[1, :])
+        draw_examples(axes, [shown.examples[place] for place in places], shown.answers, places, rule)
+    figure.savefig(path, dpi=_DPI)
 
 
-def panel_rows(history: dict[str, Series], with_answers: bool) -> list[list[tuple[str, str, str] | None]]:
-    """Which panels stand in which row, of one to three each that fill its width; `None` is that of the answers."""
-    shares = [panel for panel in _SHARES if panel[0] in history]
-    others = [panel for panel in _OTHERS if panel[0] in history] + [None] * with_answers
-    rows = [others, shares] if len(shares + others) > 3 else [others + shares]
-    return [row for row in rows if row]
+def panels_of(history: dict[str, Series]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """The panels, each with those of its lines that were logged; none without one."""
+    kept = [(title, [line for line in lines if line[0] in history]) for title, lines in _PANELS]
+    return [(title, lines) for title, lines in kept if lines]
 
 
-def _draw_panel(axes: Any, series: Series, name: str, label: str, color: str, questions: int | None) -> None:
-    steps, values = zip(*series, strict=True)
-    axes.set_title(label, fontsize=10)
-    axes.set_xlabel("step")
+def _draw_panel(axes: Any, title: str, lines: list, history: dict[str, Series], questions: int | None) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("step", fontsize=9)
+    axes.tick_params(labelsize=8.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if name in {share for share, _, _ in _SHARES}:
-        axes.set_ylim(-0.02, 1.02)
-    if name == "held_out_accuracy":
-        _draw_measured(axes, steps, values, color, questions)
-    elif len(values) <= 2 * _SMOOTHING:
-        axes.plot(steps, values, color=color, marker="o", markersize=4)
-    else:
-        axes.plot(steps, values, color=color, alpha=0.3, linewidth=1)
-        smooth = [sum(window) / len(window) for window in _trailing_windows(values)]
-        axes.plot(steps, smooth, color=color, linewidth=2, label=f"mean of the last {_SMOOTHING}")
+    for name, label, color in lines:
+        steps, values = zip(*history[name], strict=True)
+        if name == "held_out_accuracy":
+            _draw_measured(axes, steps, values, color, questions)
+        elif len(values) <= 2 * _SMOOTHING:
+            axes.plot(steps, values, color=color, marker="o", markersize=4, label=label)
+        else:
+            axes.plot(steps, values, color=color, alpha=0.3, linewidth=1)
+            smooth = [sum(window) / len(window) for window in _trailing_windows(values)]
+            axes.plot(steps, smooth, color=color, linewidth=2, label=label or f"mean of the last {_SMOOTHING}")
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
 
 
 def _draw_measured(axes: Any, steps: tuple, values: tuple, color: str, questions: int | None) -> None:
-    """Each value is of many questions already: no running mean, but its interval."""
+    """Each value is of many questions already: no running mean, but its interval, and the first and the last in figures."""
     axes.plot(steps, values, color=color, marker="o", markersize=4)
+    for place in {0, len(values) - 1}:
+        below = 0.15 < values[place]
+        axes.annotate(
+            f"{values[place]:.2f}", (steps[place], values[place]), (-2 if place else 6, -7 if below else 7), color=color, weight="bold",
+            textcoords="offset points", fontsize=11, ha="right" if place else "left", va="top" if below else "bottom",
+        )  # fmt: skip
     if questions:
         low, high = zip(*(wilson_interval(value, questions) for value in values), strict=True)
-        label = f"95 % interval, {questions} questions"
+        label = f"95 % interval,\n{questions} questions"
         axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0, label=label)
         axes.legend(fontsize=8, frameon=False, loc="lower right")
-
-
-def _draw_answers(axes: Any, examples: list[CardExample], answers: list[Answers]) -> None:
-    """The images, and what was answered. All text as it is: a model may write what would be mathematics or markup."""
-    axes.set_title("held-out examples, the first ones", fontsize=10)
-    axes.axis("off")
-    height = 1 / len(examples)
-    for place, example in enumerate(examples):
-        bottom = 1 - (place + 1) * height
-        picture = axes.inset_axes((0.0, bottom + 0.02, 0.24, height - 0.04))
-        picture.imshow(example.image, cmap="gray", interpolation="nearest")
-        picture.axis("off")
-        lines = [_short(f"{example.question} Right is {example.solution}.", 1)]
-        for moment in answers:
-            if place < len(moment.texts):
-                judged = "right" if moment.are_right[place] else "wrong"
-                lines.append(_short(f"{moment.when}, {judged}: {moment.texts[place]}", 2))
-        axes.text(
-            0.27, bottom + height / 2, "\n".join(lines), transform=axes.transAxes, va="center", fontsize=7, linespacing=1.3,
-            parse_math=False,
-        )  # fmt: skip
-
-
-def _short(text: str, most: int) -> str:
-    """A text in so many lines; of a longer one begin and end."""
-    text = "".join(c if c.isprintable() else " " for c in text)
-    if len(text) > most * _WIDTH:
-        text = f"{text[: most * _WIDTH - 16]} … {text[-12:]}"
-    return "\n".join(text[start : start + _WIDTH] for start in range(0, len(text), _WIDTH))
 
 
 def _trailing_windows(values: tuple[float, ...]) -> list[tuple[float, ...]]:
