@@ -203,7 +203,7 @@ def test_greedy_accuracy_is_that_of_the_digits_callback(warm_model):
     processor = AutoProcessor.from_pretrained(warm_model)
     dataset = digits.make_dataset("held_out", 40, seed=3)
     expected = digits.accuracy(model, processor, dataset)
-    generator = CompletionGenerator(model, processor, 28)
+    generator = CompletionGenerator(model, processor, 20)
     rows = LocatedRows(dataset, "digits")
     batches = evaluate_rows(rows, list(range(40)), generator, digits.sum_reward, batch_size=9)
     settings = dict(

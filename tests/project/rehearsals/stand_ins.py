@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
 ROWS = 136  # of a data set: a generation batch of the ViRL39K recipes on two processes holds 128 prompts
 STEPS = 2
-LENGTH = ["--max_completion_length", "28"]  # of the embedded task's answers; others are shorter
+LENGTH = ["--max_completion_length", "20"]  # of the embedded task's answers; others are shorter
 FLAGS = {  # by the command of the package
     "train": [
         "--use_cpu", "--max_steps", str(STEPS), "--save_steps", "1", "--logging_steps", "1", "--report_to", "none",
