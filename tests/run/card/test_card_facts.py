@@ -17,9 +17,9 @@ from transformers import TrainerState
 
 from trl_cppo import CPPOConfig
 from trl_cppo.run.card import CardExample, CardFacts, Hardware, write_card
-from trl_cppo.run.card.example_rows import characters
 from trl_cppo.run.card.held_out import Answers, telling_examples, wilson_interval
-from trl_cppo.run.card.plotting import Shown, plot_training
+from trl_cppo.run.card.picture import Shown, plot_training
+from trl_cppo.run.card.picture.example_rows import characters
 from trl_cppo.run.card.sources import BaseModel
 
 BADGE = '[<img src="https://example.org/badge.svg" alt="a tracker"/>](https://example.org/run)'

@@ -20,7 +20,7 @@ from ...config import CPPOConfig
 from .facts import CardExample, CardFacts, Hardware
 from .held_out import first_and_last_answers, questions_of, telling_examples
 from .markdown import escape, is_number, number, one_line, table
-from .plotting import Shown, metric_history, plot_training
+from .picture import Shown, metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
 from .results import TASK, embedded_results, evaluation_results, merge_results, results_section
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from .facts import CardExample
-from .held_out import Answers
+from ..facts import CardExample
+from ..held_out import Answers
 
 ROW_HEIGHT = 0.62  # inches
 _SIZE = 9.5  # points of an answer

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..facts import CardExample
+from ..held_out import Answers, telling_examples, wilson_interval
 from .example_rows import ROW_HEIGHT, draw_examples
-from .facts import CardExample
-from .held_out import Answers, telling_examples, wilson_interval
 
 # Panels from left to right with their lines: metric, what it is called there, colour of Okabe and Ito's palette, which any colour
 # vision tells apart.
