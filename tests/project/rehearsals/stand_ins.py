@@ -66,9 +66,9 @@ LOGGED = "python examples/train_cppo.py --log_completions true"
 MADE_BY = {
     "before.json": "python examples/evaluate.py --model digits --dataset digits --num_samples 2 --output before.json",
     "after.json": "python examples/evaluate.py --model cppo-digits --dataset digits --num_samples 2 --output after.json",
-    "cppo-digits/completions/completions_00120.parquet": LOGGED,
+    "cppo-digits/completions/completions_00080.parquet": LOGGED,
 }
-SHORTER = {"completions_00120": f"completions_{STEPS:05}"}  # the last table of a run
+SHORTER = {"completions_00080": f"completions_{STEPS:05}"}  # the last table of a run
 
 
 def fake_hub(folder: Path) -> Path:
