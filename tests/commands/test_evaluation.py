@@ -211,7 +211,7 @@ def test_greedy_accuracy_is_that_of_the_digits_callback(warm_model):
     )
     result = summarize([record for batch in batches for record in batch], settings)
     assert result["greedy"]["accuracy"] == expected and result["greedy"]["clipped"] == 0
-    assert result["sampled"] is None and 0.3 < expected < 1
+    assert result["sampled"] is None and 0.1 < expected < 0.6
 
 
 def test_bad_rows_are_named():
