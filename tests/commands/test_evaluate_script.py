@@ -124,7 +124,7 @@ def test_the_default_reward_grades_boxed_answers(warm_model, evaluate, tmp_path)
         },
         remove_columns=["image", "prompt"],
     ).to_parquet(tmp_path / "data" / "test.parquet")
-    common = ["--model", warm_model, "--num_samples", "2", "--max_completion_length", "28", "--num_rows", "16"]
+    common = ["--model", warm_model, "--num_samples", "2", "--max_completion_length", "20", "--num_rows", "16"]
     evaluate(*common, "--dataset", "data", "--output", "out.json")
     evaluate(*common, "--dataset", "digits", "--output", "digits.json")
     boxed, summed = results("out.json"), results("digits.json")

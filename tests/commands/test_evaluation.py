@@ -203,7 +203,7 @@ def test_greedy_accuracy_is_that_of_the_digits_callback(warm_model):
     processor = AutoProcessor.from_pretrained(warm_model)
     dataset = digits.make_dataset("held_out", 40, seed=3)
     expected = digits.accuracy(model, processor, dataset)
-    generator = CompletionGenerator(model, processor, 28)
+    generator = CompletionGenerator(model, processor, 20)
     rows = LocatedRows(dataset, "digits")
     batches = evaluate_rows(rows, list(range(40)), generator, digits.sum_reward, batch_size=9)
     settings = dict(
@@ -211,7 +211,7 @@ def test_greedy_accuracy_is_that_of_the_digits_callback(warm_model):
     )
     result = summarize([record for batch in batches for record in batch], settings)
     assert result["greedy"]["accuracy"] == expected and result["greedy"]["clipped"] == 0
-    assert result["sampled"] is None and 0.3 < expected < 1
+    assert result["sampled"] is None and 0.1 < expected < 0.6
 
 
 def test_bad_rows_are_named():

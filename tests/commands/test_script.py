@@ -116,17 +116,19 @@ def test_own_model_and_data_with_a_config_file_adapters_and_resume(random_model,
     assert "eval_reward" in (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text()
     assert "Warning" not in result.stderr  # of libraries, of each other
     lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]
-    starts = [f"step {step}/2  {what}" for step in (1, 2) for what in ("reward", "evaluation:  reward")]
+    starts = [f"step {step}/2  {what}" for step in (1, 2) for what in ("reward", "evaluation: reward")]
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
-    assert all("  CPL " in line and "  gated " in line for line in lines) and lines[0].count("tokens/s") == 1
+    assert all(len(line.split()) == 4 + ("evaluation:" in line) for line in lines)  # of two steps none tells a pace
     assert report["log_history"][0].keys() > {"loss", "grad_norm", "reward_std", "cpl/loss"}
     assert "step_time" in report["machine_dependent"]["times"][0] and "{" not in result.stdout
     assert result.stdout.splitlines()[-1].startswith("Next: trl-cppo report --model out --dataset ")
-    result = run(*options, "--max_steps", "3", "--resume_from_checkpoint", "true", cwd=tmp_path)
+    longer = ["--max_steps", "8", "--line_every", "2", "--save_steps", "8", "--resume_from_checkpoint", "true"]
+    result = run(*options, *longer, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert [step for step, _ in json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]["reward"]] == [
-        1, 2, 3,
-    ]  # fmt: skip
+    history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
+    assert [step for step, _ in history["reward"]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["4/8", "6/8", "8/8"]
 
 
 def test_a_saved_dataset_dict_and_a_reward_by_import_path(random_model, tmp_path):

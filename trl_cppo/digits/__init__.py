@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-cppo authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded task: a tiny Qwen2.5-VL adds three real handwritten digits. CPU only, no Hub, a few minutes.
+"""The embedded task: a tiny Qwen2.5-VL adds two real handwritten digits. CPU only, no Hub, a few minutes.
 
 Needs scikit-learn, which ships the digits (`pip install "trl-cppo[digits]"`).
 """

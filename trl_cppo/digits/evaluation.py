@@ -15,10 +15,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..config import CPPOConfig
 from .model import chat
+from .perception import perception_marks
 from .task import MAX_RESPONSE_TOKENS, boxes_the_sum
 
-SHOWN = 3  # canvases whose answers are logged: the first ones, not chosen ones
+LOGGED = 24  # canvases whose answers are logged, the first ones: card and picture show some of them
 
 
 @torch.no_grad()
@@ -61,7 +63,9 @@ def _are_right(responses: list[str], dataset: Dataset) -> list[bool]:
 class HeldOutAccuracy(TrainerCallback):
     """
     Logs into the trainer's log history, before the first step, every few steps and after the last: `held_out_accuracy`,
-    `held_out_questions`, and of the first three of them `held_out_answers` and `held_out_answers_are_right`.
+    `held_out_questions`, and of the first 24 of them `held_out_answers`, `held_out_answers_are_right` and, in a run with
+    the CPL, `held_out_perception`: where in each answer which tokens are perception tokens, as
+    [`~trl_cppo.digits.perception.perception_marks`] says.
 
     Args:
         dataset (`Dataset`): the held-out canvases.
@@ -74,32 +78,36 @@ class HeldOutAccuracy(TrainerCallback):
         self.every = every
         self.show = show
 
-    def _measure(self, state: TrainerState, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    def _measure(
+        self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, processor: ProcessorMixin
+    ) -> None:
         measured = [entry["step"] for entry in state.log_history if "held_out_accuracy" in entry]
         if state.global_step in measured:  # resumed from a checkpoint of this step
             return
         responses = greedy_responses(model, processor, self.dataset)
         right = _are_right(responses, self.dataset)
         value = sum(right) / len(right)
-        state.log_history.append(
-            {
-                "step": state.global_step,
-                "held_out_accuracy": value,
-                "held_out_questions": len(right),  # the model card says on how many
-                "held_out_answers": responses[:SHOWN],
-                "held_out_answers_are_right": right[:SHOWN],
-            }
-        )
+        entry = {
+            "step": state.global_step,
+            "held_out_accuracy": value,
+            "held_out_questions": len(right),  # the model card says on how many
+            "held_out_answers": responses[:LOGGED],
+            "held_out_answers_are_right": right[:LOGGED],
+        }
+        if isinstance(args, CPPOConfig) and args.cpl_coef != 0:
+            answered = self.dataset.select(range(len(responses[:LOGGED])))
+            entry["held_out_perception"] = perception_marks(model, processor, answered, responses[:LOGGED], args)
+        state.log_history.append(entry)
         if self.show and state.is_world_process_zero:
             print(f"step {state.global_step}: held-out accuracy {value:.3f} on {len(right)} canvases", flush=True)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._measure(state, kwargs["model"], kwargs["processing_class"])
+        self._measure(args, state, kwargs["model"], kwargs["processing_class"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
-            self._measure(state, kwargs["model"], kwargs["processing_class"])
+            self._measure(args, state, kwargs["model"], kwargs["processing_class"])

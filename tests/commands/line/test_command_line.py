@@ -129,7 +129,8 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     Path("digits").write_text("max_steps: 3\n")
     with caplog.at_level(logging.INFO, "trl_cppo"):
-        _, settings, _ = arguments.parse(["--config", "digits", "--use_cpu"], "trl-cppo train")
+        own, settings, _ = arguments.parse(["--config", "digits", "--use_cpu"], "trl-cppo train")
+    assert (own.line_every, settings.logging_steps) == (5, 1)
     assert settings.max_steps == 3 and settings.output_dir == "cppo-digits"  # the embedded run's, below the file
     assert not [record for record in caplog.records if "--config" in record.message]
 

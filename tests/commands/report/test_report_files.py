@@ -234,7 +234,7 @@ def canvases(tmp_path):
 
 def test_the_command_on_the_embedded_task(monkeypatch, tmp_path, capsys, warm_model):
     output = tmp_path / "report.html"
-    run("--model", warm_model, "--num_rows", 3, "--max_completion_length", 28, "--output", output)
+    run("--model", warm_model, "--num_rows", 3, "--max_completion_length", 20, "--output", output)
     page = output.read_text(encoding="utf-8")
     assert "Open it in a browser" in capsys.readouterr().out
     assert page.count("<article") == 3 and page.count("data:image/png") == 12 and "sum_reward" in page
@@ -245,7 +245,7 @@ def test_equal_runs_give_equal_pages_and_a_model_equals_itself(monkeypatch, tmp_
     common = ["--model", warm_model, "--dataset", canvases, "--split", "train", "--output", output]
     pages = []
     for extra in ([], [], ["--compare", warm_model], ["--reward_funcs", "trl_cppo.digits.sum_reward"]):
-        run(*common, "--max_completion_length", 28, *extra)
+        run(*common, "--max_completion_length", 20, *extra)
         pages.append(output.read_text(encoding="utf-8"))
     assert pages[0] == pages[1] and "sum_reward" not in pages[0] and "sum_reward" in pages[3]
     assert "The same completions" in pages[2] and '<td colspan="3">100.0 %</td>' in pages[2]

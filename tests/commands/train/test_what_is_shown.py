@@ -28,64 +28,84 @@ STEP = {"reward": 0.5, "cpl/loss": 1.25, "cpl/gated_ratio": 0.28125, "step_time"
 
 @pytest.fixture
 def shown(tmp_path, capsys):
-    """`shown(event, ...)`: what an event prints, in a run of 200 steps that logs every second one."""
+    """`shown(event, ...)`: what an event prints, in a run of 200 steps that logs every second one and shows lines five apart or more."""
     clock = SimpleNamespace(now=100.0)
-    lines = StepLines(Hardware("CPU (1 thread)", 2, "MULTI_CPU", "no"), lambda: clock.now)
+    lines = StepLines(Hardware("CPU (1 thread)", 2, "MULTI_CPU", "no"), 5, lambda: clock.now)
     args = make_config(tmp_path, logging_steps=2)
     state = TrainerState(max_steps=200, logging_steps=2, is_world_process_zero=True, num_input_tokens_seen=0)
 
-    def fire(event, **kwargs):
+    def fire(event, step=None, **kwargs):
+        state.global_step = state.global_step if step is None else step
         getattr(lines, event)(args, state, TrainerControl(should_log=kwargs.pop("should_log", False)), **kwargs)
         return capsys.readouterr().out.splitlines()
 
-    fire.clock, fire.state = clock, state
+    fire.clock, fire.state, fire.lines, fire.args = clock, state, lines, args
     return fire
 
 
-def measure(state, share):
-    state.log_history.append({"step": state.global_step, "held_out_accuracy": share, "held_out_questions": 100})
+def measure(state, share, step):
+    state.log_history.append({"step": step, "held_out_accuracy": share, "held_out_questions": 100})
 
 
 def test_a_line_says_where_a_training_is(shown):
-    measure(shown.state, 0.5)
-    first, words, before = shown("on_train_begin")
-    assert first == "Training on CPU (1 thread), 2 processes. A line every 2 steps; all metrics go into metrics.json."
-    assert "Gated: the share" in words and before == "step   0/200  held-out accuracy 0.500 (0.404 to 0.596)"
+    measure(shown.state, 0.5, step=0)
+    first, before = shown("on_train_begin")
+    told = "A line every 6 steps, with their mean reward; all metrics go into metrics.json."
+    assert first == f"Training on CPU (1 thread), 2 processes. {told}"
+    assert before == "step   0/200  held-out accuracy 0.500 (0.404 to 0.596)"
     for step in (1, 2):
-        shown.state.global_step, shown.clock.now = step, 100.0 + 50 * step
-        assert shown("on_step_end") == []
-    # 8000 tokens in twice 2 s; a step takes 50 s with what is measured in between, and 198 of them are left
-    assert shown("on_log", logs={**STEP, "num_tokens": 8000}) == [
-        "step   2/200  reward 0.500  CPL 1.250  gated 28%  2,000 tokens/s  about 2 h 45 min left"
+        shown.clock.now = 100.0 + 50 * step
+        assert shown("on_step_end", step) == []
+    for step, reward in ((2, 0.25), (4, None)):
+        assert shown("on_log", step, logs={**STEP, "reward": reward}) == []
+    shown.clock.now = 400.0
+    # A step takes 50 s with what is measured in between, the first not counted, and 194 of them are left.
+    assert shown("on_log", 6, logs=STEP) == ["step   6/200  reward 0.375  about 2 h 42 min left"]
+    measure(shown.state, 0.75, step=7)
+    assert shown("on_step_end", 7) == [
+        "step   7/200  held-out accuracy 0.750 (0.657 to 0.825)"
+    ]  # else a step too late
+    measure(shown.state, 0.5, step=8)
+    assert shown("on_step_end", 8, should_log=True) == []
+    [news] = shown("on_log", 8, logs=STEP)  # before its turn, for the sake of the accuracy
+    assert news.startswith("step   8/200  reward 0.500  held-out accuracy 0.500 (0.404 to 0.596)  about ")
+    assert shown("on_log", 10, logs=STEP) == []
+    measure(shown.state, 1.0, step=200)
+    assert shown("on_step_end", 200, should_log=True) == []
+    assert shown("on_log", logs={**STEP, "reward": float("nan")}) == [
+        "step 200/200  reward 0.500  held-out accuracy 1.000 (0.963 to 1.000)"
     ]
-    shown.state.global_step = 3
-    measure(shown.state, 0.75)
-    assert shown("on_step_end") == ["step   3/200  held-out accuracy 0.750 (0.657 to 0.825)"]  # else a step too late
-    shown.state.global_step, shown.clock.now = 200, 400.0
-    measure(shown.state, 1.0)
-    assert shown("on_step_end", should_log=True) == []
-    [last] = shown("on_log", logs={**STEP, "cpl/loss": None, "num_tokens": 9000})
-    assert last == "step 200/200  reward 0.500  CPL -  gated 28%  3 tokens/s  held-out accuracy 1.000 (0.963 to 1.000)"
     assert shown("on_log", logs={"eval_reward": 0.25, "eval_cpl/loss": 0.125}) == [
-        "step 200/200  evaluation:  reward 0.250  CPL 0.125"
+        "step 200/200  evaluation: reward 0.250"
     ]
     assert shown("on_log", logs={"train_runtime": 3.0}) == []
 
 
 def test_other_processes_are_silent_and_a_resumed_run_repeats_nothing(shown):
-    shown.state.num_input_tokens_seen = 6000
     for step, share in ((0, 0.5), (4, 0.75)):
         shown.state.global_step = step
-        measure(shown.state, share)
+        measure(shown.state, share, step)
     assert [line for line in shown("on_train_begin") if "accuracy" in line] == [
         "step   4/200  held-out accuracy 0.750 (0.657 to 0.825)"
     ]
-    shown.state.global_step = 6
-    assert shown("on_log", logs={"reward": 1.0, "num_tokens": 8000, "step_time": 1.0}) == [
-        "step   6/200  reward 1.000  1,000 tokens/s"  # GRPO alone: neither CPL nor gate
-    ]
+    assert shown("on_log", 6, logs={"reward": None}) == ["step   6/200  reward -"]
     shown.state.is_world_process_zero = False
-    assert shown("on_train_begin") == shown("on_log", logs={**STEP, "num_tokens": 9000}) == []
+    assert shown("on_train_begin") == shown("on_log", 12, logs=STEP) == []
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "changes", "often", "steps"),
+    [
+        (19, {}, "A line every 2 steps, with their mean reward", [2, 4, 6, 8, 19]),  # few: one a log
+        (200, {"logging_strategy": "epoch"}, "A line every epoch", [2, 4, 6, 8, 19]),
+        (20, {}, "A line every 6 steps, with their mean reward", [6]),
+    ],
+)
+def test_how_often_there_is_a_line(shown, max_steps, changes, often, steps):
+    shown.state.max_steps = max_steps
+    vars(shown.args).update(changes)
+    assert f". {often};" in shown("on_train_begin")[0]
+    assert [step for step in (2, 4, 6, 8, 19) if shown("on_log", step, logs=STEP)] == steps
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (600, "10 min"), (7199, "2 h 00 min"), (0.2, "0 s")])

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 MODELS = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "vbdai/CPPO-3B")
 ROWS = 136  # of a data set: a generation batch of the ViRL39K recipes on two processes holds 128 prompts
 STEPS = 2
-LENGTH = ["--max_completion_length", "28"]  # of the embedded task's answers; others are shorter
+LENGTH = ["--max_completion_length", "20"]  # of the embedded task's answers; others are shorter
 FLAGS = {  # by the command of the package
     "train": [
         "--use_cpu", "--max_steps", str(STEPS), "--save_steps", "1", "--logging_steps", "1", "--report_to", "none",
@@ -67,9 +67,9 @@ LOGGED = "python examples/train_cppo.py --log_completions true"
 MADE_BY = {
     "before.json": "python examples/evaluate.py --model digits --dataset digits --num_samples 2 --output before.json",
     "after.json": "python examples/evaluate.py --model cppo-digits --dataset digits --num_samples 2 --output after.json",
-    "cppo-digits/completions/completions_00120.parquet": LOGGED,
+    "cppo-digits/completions/completions_00080.parquet": LOGGED,
 }
-SHORTER = {"completions_00120": f"completions_{STEPS:05}"}  # the last table of a run
+SHORTER = {"completions_00080": f"completions_{STEPS:05}"}  # the last table of a run
 
 
 def fake_hub(folder: Path) -> Path:

@@ -6,7 +6,7 @@ How far vLLM's log-probabilities lie from the trainer's where all is right, and 
     PYTHONPATH=$PWD:$PWD/tests/project/vllm_engine/site TINY_HEAD_SIZE=32 python tests/project/vllm_engine/noise.py
 
 in the environment that `.ci/run` makes for these tests. A digits model of 0.36 M parameters is trained first, as the
-embedded run's warm start but with heads that vLLM's attention on a CPU has (two minutes). Each line is the mean and the largest
+embedded run's warm start but with heads that vLLM's attention on a CPU has (a few minutes). Each line is the mean and the largest
 difference in nats over 512 rollouts of 16 held-out canvases, sampled at temperature 1.
 """
 
@@ -65,7 +65,7 @@ def main(steps: int = pretraining.STEPS, canvases: int = CANVASES) -> list[float
     """All lines, of so many warm-start steps and canvases; the means."""
     folder = Path(tempfile.mkdtemp())
     model, processor = build("qwen2_5_vl")
-    pretraining._train(model, processor, 0, steps, False)
+    pretraining._train(model, processor, 0, steps, False, None)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     rows = digits.make_dataset("held_out", canvases, 1)

@@ -17,8 +17,9 @@ from transformers import TrainerState
 
 from trl_cppo import CPPOConfig
 from trl_cppo.run.card import CardExample, CardFacts, Hardware, write_card
-from trl_cppo.run.card.held_out import Answers, wilson_interval
-from trl_cppo.run.card.plotting import Shown, plot_training
+from trl_cppo.run.card.held_out import Answers, telling_examples, wilson_interval
+from trl_cppo.run.card.picture import Shown, plot_training
+from trl_cppo.run.card.picture.example_rows import characters
 from trl_cppo.run.card.sources import BaseModel
 
 BADGE = '[<img src="https://example.org/badge.svg" alt="a tracker"/>](https://example.org/run)'
@@ -74,7 +75,8 @@ def test_a_card_is_made_from_facts_alone(facts, tmp_path):
         "| How many? | 12\\|13 | before training | &lt;b&gt;0&lt;/b&gt; | wrong |",
         "| How many? | 12\\|13 | after step 12 | &lt;b&gt;12&lt;/b&gt; | right |",
         "| Which? | a | after step 12 | (nothing) | wrong |", "others round, and so sample, otherwise",
-        "model_id = 'someone/adapters'", 'dtype="float32"', "PeftModel", "'What is it?'", "max_new_tokens=99",
+        "Of the first 2 held-out examples: 1 wrong before and right after (the first is shown), 1 wrong after (the first is shown); the "
+        "picture has their images:", "model_id = 'someone/adapters'", 'dtype="float32"', "PeftModel", "'What is it?'", "max_new_tokens=99",
     ]:  # fmt: skip
         assert line in card.text, line
     rows = [line for line in card.text.splitlines() if line.startswith("|")]
@@ -110,8 +112,8 @@ def test_every_fact_that_is_otherwise_is_told_otherwise(facts, tmp_path):
 
 SHARES = ("held_out_accuracy", "cpl/contrast_accuracy", "cpl/perception_ratio")
 ANSWERS = [
-    Answers("before training", ["$x$ $y$", "7"], [False, True]),
-    Answers("after step 4", ["<think>" + 200 * "see " + "\\boxed{7}", ""], [True, False]),
+    Answers("before training", ["$x$ $y$", "7"], [False, True], [[(0, 3, 0.5)], []]),
+    Answers("after step 4", ["<think>" + 200 * "see " + "\\boxed{7}", ""], [True, False], [[], []]),
 ]
 
 
@@ -122,33 +124,73 @@ def test_the_interval_is_wilsons(right, questions):
 
 
 @pytest.mark.parametrize(
-    ("names", "example", "rows"),
+    ("before", "after", "shown", "said"),
     [
-        (["reward", "cpl/loss", *SHARES], True, [3, 3]),
-        (["reward", "cpl/loss", *SHARES], False, [2, 3]),
-        (["reward", "cpl/loss", *SHARES[1:]], False, [2, 2]),
-        (["reward", *SHARES[:1]], True, [3]),
-        (["reward"], False, [1]),
+        ("x.xxx.", "..x.x.", [0, 3, 2], "2 wrong before and right after (the first two are shown), 2 wrong after (the first is shown), 2 right both times"),
+        ("xxxx", "....", [0, 1, 2], "4 wrong before and right after (the first three are shown)"),
+        ("x.x.", "xxx.", [0, 1, 2], "3 wrong after (the first three are shown), 1 right both times"),
+        ("..x", "...", [2, 0, 1], "1 wrong before and right after (the first is shown), 2 right both times (the first two are shown)"),
+        (".", ".", [0], "1 right both times (the first is shown)"),
     ],
-)
-def test_the_picture_has_no_empty_panel_and_shares_from_0_to_1(tmp_path, monkeypatch, names, example, rows):
+)  # fmt: skip
+def test_the_examples_are_the_first_that_were_mended_and_the_first_that_is_wrong(before, after, shown, said):
+    answers = [Answers(when, [*marks], [mark == "." for mark in marks]) for when, marks in (("", before), ("", after))]
+    count = len(before)
+    assert telling_examples(answers, count) == (shown, f"Of the first {count} held-out examples: {said}")
+    assert telling_examples(answers, 1)[0] == [0] and telling_examples(answers[:1], count)[0]
+
+
+def test_an_answer_keeps_its_begin_its_end_and_the_marks_of_its_tokens():
+    text = "see12,3\n" + 300 * "x" + "\\boxed{15}"
+    shown = characters(text, [(3, 5, 1.5), (300, len(text) - 1, 0.25)])
+    assert "".join(letter for letter, _ in shown) == "see12,3 " + 63 * "x" + " … " + text[-12:]
+    marked = [(letter, nats) for letter, nats in shown if nats is not None]
+    assert marked == [("1", 1.5), ("2", 1.5), *((letter, 0.25) for letter in text[-12:-1])]
+    assert characters("a$", []) == [("a", None), ("$", None)]
+
+
+@pytest.mark.parametrize(
+    ("names", "examples", "panels"),
+    [
+        (["reward", "cpl/loss", *SHARES], 2, ["held-out accuracy", "reward in training", "perception tokens", "Contrastive Perception Loss"]),
+        (["reward", "cpl/loss", *SHARES[1:]], 0, ["reward in training", "perception tokens", "Contrastive Perception Loss"]),
+        (["reward", *SHARES[:1]], 2, ["held-out accuracy", "reward in training"]),
+        (["reward"], 0, ["reward in training"]),
+    ],
+)  # fmt: skip
+def test_the_picture_has_no_empty_panel_and_shares_on_one_axis(tmp_path, monkeypatch, names, examples, panels):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
     history = {name: [[step, 0.25 + step / 100] for step in (0, 2, 30)] for name in names}
-    examples = [CardExample(picture(place), "What?", "7") for place in (1, 2)] if example else []
-    plot_training(history, tmp_path / "a.png", Shown("A title", "a machine", 500, examples, ANSWERS))
-    [figure] = figures
-    assert "Measured on a machine." in figure.get_supxlabel() and len(figure.axes) == sum(rows)
-    for axes in figure.axes:
-        if axes.get_title().startswith(("held-out accuracy", "contrast", "perception")):
-            assert axes.get_ylim() == (-0.02, 1.02)
-        if axes.get_title() == "held-out accuracy":
-            [band] = axes.collections
-            points = band.get_paths()[0].vertices
-            low, high = wilson_interval(0.55, 500)
-            assert points[points[:, 0] == 30, 1].min() == low and points[points[:, 0] == 30, 1].max() == high
-    ink = np.asarray(Image.open(tmp_path / "a.png").convert("L")) < 250
-    assert not ink[:, [0, -1]].any()  # no text runs over a side
-    for row, parts in zip(np.array_split(ink[40:-30], len(rows)), rows, strict=True):
-        for part in np.array_split(row, parts, axis=1):
-            assert part.mean() > 0.01
+    shown = [CardExample(picture(place), "What?", "7") for place in (1, 2)][:examples]
+    plot_training(history, tmp_path / "a.png", Shown("A title", "a machine", 500, shown, ANSWERS))
+    history["reward"][0][1] = -0.5  # a reward that is no share
+    plot_training(history, tmp_path / "b.png", Shown("A title", "a machine", 500, [], []))
+    figure, other = figures
+    assert "Measured on a machine." in figure.get_supxlabel()
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == panels
+    by_title = {axes.get_title(): axes for axes in figure.axes}
+    for title, metrics in [("held-out accuracy", 1), ("reward in training", 1), ("perception tokens", 2)]:
+        if title in panels:
+            assert by_title[title].get_ylim() == (-0.02, 1.02) and len(by_title[title].lines) == metrics
+    assert [axes.get_ylim()[0] < -0.5 for axes in other.axes] == [title.startswith("reward") for title in panels]
+    if "held-out accuracy" in panels:
+        [band] = by_title["held-out accuracy"].collections
+        points = band.get_paths()[0].vertices
+        low, high = wilson_interval(0.55, 500)
+        assert points[points[:, 0] == 30, 1].min() == low and points[points[:, 0] == 30, 1].max() == high
+        assert [text.get_text() for text in by_title["held-out accuracy"].texts] == ["0.25", "0.55"]
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    ink = pixels.min(axis=2) < 250
+    assert not ink[:, [0, -1]].any() and not ink[[0, -1]].any()  # no text runs over a side
+    for part in np.array_split(ink[60:360], len(panels), axis=1):
+        assert part.mean() > 0.01
+    signs = {color: (np.abs(pixels[420:] - rgb).sum(axis=2) < 30).any() for color, rgb in COLORS.items()}
+    assert signs == dict.fromkeys(COLORS, examples > 0)
+
+
+COLORS = {
+    "right": (0, 158, 115),
+    "wrong": (213, 94, 0),
+    "marked": (246, 236, 142),
+}  # half a nat: 0.6 of the mark's colour

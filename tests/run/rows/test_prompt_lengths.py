@@ -49,11 +49,11 @@ def test_the_rows_that_are_looked_at_hold_the_longest(tmp_path, said):
     message = {"role": Value("string"), "content": Value("string")}
     dataset = Dataset.from_list(rows, features=Features({"prompt": List(message), "images": List(Image())}))
     [(_, line)] = said(make_trainer(tmp_path, dataset))
-    assert "(row 17 of the training data set; of 50 rows the" in line
+    assert "(row 17 of 50, " in line
     [(_, line)] = said(make_trainer(tmp_path, dataset.select(range(30, 50)).shuffle(seed=0)))
     order = dataset.select(range(30, 50)).shuffle(seed=0)
     [place] = [i for i, row in enumerate(order) if len(row["images"]) == 2]
-    assert f"(row {place} of the training data set; of 20 rows the" in line
+    assert f"(row {place} of 20, " in line
 
 
 def test_images_by_path_and_within_prompts_are_measured(tmp_path, said):
@@ -107,6 +107,15 @@ def test_it_is_said_once_before_the_first_step_and_changes_no_draw(tmp_path, cap
     assert run() == looked
 
 
+def test_memory_is_spoken_of_where_there_is_an_accelerator(tmp_path, said, monkeypatch):
+    trainer = make_trainer(tmp_path, make_rows([1] * 4))
+    [(_, line)] = said(trainer)
+    assert line.endswith("A completion has at most 6.")
+    monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
+    [(_, longer)] = said(trainer)
+    assert longer.startswith(line) and "The loss of 8 rows is a forward of at most " in longer
+
+
 def test_no_random_state_is_touched(tmp_path, said):
     trainer = make_trainer(tmp_path, make_rows([1, 2, 0, 1], sizes=SIZES))
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -122,7 +131,7 @@ def test_odd_data_stop_no_look(tmp_path, said):
     mixed = Dataset.from_list([*rows.select(range(3)).to_list(), {**rows[3], "image": str(tmp_path / "x.png")}])
     picture(0).save(tmp_path / "x.png")
     [(_, message)] = said(make_trainer(tmp_path, mixed))
-    assert "(row 3 of the training data set; of 4 rows the 1 with" in message
+    assert "(row 3 of 4, 1 of which were tokenized)" in message and "forward" not in message
     trainer = make_trainer(tmp_path, mixed)
     trainer.train_dataset = Dataset.from_dict({"prompt": [], "images": []})
     assert said(trainer) == [("INFO", "The lengths of the prompts were not measured (no row).")]

@@ -34,6 +34,13 @@ class CPPOScriptArguments(ScriptArguments):
     eval_every: int = field(
         default=20, metadata={"help": "Steps between two measurements of the embedded digits run."}
     )
+    line_every: int = field(
+        default=1,
+        metadata={
+            "help": "Steps from a line that is shown to the next at least, where logging_steps logs more often: into metrics.json, the "
+            "picture and the trackers goes each log."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={

@@ -77,7 +77,7 @@ def main(
             if words in str(error):
                 error.add_note(f"On the command line: {flags}.")
         stop(program, error)
-    lines = show_lines(trainer, of_steps=not script_args.dry_run)
+    lines = show_lines(trainer, of_steps=not script_args.dry_run, every=script_args.line_every)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, OSError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 from ...config import CPPOConfig
 from ...run.card import Hardware
 from ...run.card.held_out import wilson_interval
-from ...run.card.plotting import metric_history
+from ...run.card.picture import metric_history
 from ...run.rows.layouts import RECORD
 from ...trainer import CPPOTrainer
 from ..loading import DIGITS

@@ -15,31 +15,37 @@ from ...run.card.markdown import is_number
 from ...trainer import CPPOTrainer
 from .sampling import PATIENCE, SamplingBar
 
+_FEW = 4  # lines
+
 Logs = dict[str, Any]
 
 
 class StepLines(TrainerCallback):
     """
-    Prints, on the main process, what to look at whenever TRL logs, and each held-out accuracy that was measured.
+    Prints, on the main process, the mean reward since the line before and the time left, and each held-out accuracy that was
+    measured.
 
     Args:
         hardware ([`~trl_cppo.run.card.Hardware`]): which the first line names.
+        every (`int`, *optional*, defaults to `1`): steps from a line to the next at least, where TRL logs more often; a run that would
+            show fewer than four lines shows one a log.
         clock (`Callable[[], float]`, *optional*): seconds.
     """
 
-    def __init__(self, hardware: Hardware, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, hardware: Hardware, every: int = 1, clock: Callable[[], float] = time.monotonic):
         self.hardware = hardware
+        self.every = every
         self.clock = clock
         self.evaluation: tqdm | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._main = state.is_world_process_zero
-        self._line = state.global_step, state.num_input_tokens_seen  # of the last line
+        self._rewards: list[float] = []  # since the last line
         self._pace: tuple[float, int] | None = None  # when the first step of this call had ended, and which it was
         self._told = {entry["step"] for entry in _measured(state) if entry["step"] != state.global_step}
-        self._say(f"Training on {on_what(self.hardware)}. {_every(args, state)}; all metrics go into metrics.json.")
-        if args.cpl_coef != 0:
-            self._say("CPL: the Contrastive Perception Loss. Gated: the share of rollouts that have one.")
+        few = state.max_steps < _FEW * self.every
+        self._steps = state.logging_steps * -(-(1 if few else self.every) // state.logging_steps)
+        self._say(f"Training on {on_what(self.hardware)}. {self._how_often(args)}; all metrics go into metrics.json.")
         if self._news(state):
             self._say(f"{_place(state)}  {self._held_out(state)}")
 
@@ -50,11 +56,16 @@ class StepLines(TrainerCallback):
             self._say(f"{_place(state)}  {self._held_out(state)}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "reward" in logs:
-            parts = [_place(state), *_numbers(logs, ""), *self._speed(state, logs), self._held_out(state)]
+        if "eval_reward" in logs:
+            self._say(f"{_place(state)}  evaluation: reward {_mean([logs['eval_reward']])}")
+        if "reward" not in logs:
+            return
+        self._rewards.append(logs["reward"])
+        by_step = args.logging_strategy == "steps" and state.global_step < state.max_steps
+        if not by_step or state.global_step % self._steps == 0 or self._news(state):
+            parts = [_place(state), f"reward {_mean(self._rewards)}", self._held_out(state), self._time_left(state)]
             self._say("  ".join(part for part in parts if part))
-        elif "eval_reward" in logs:
-            self._say("  ".join([_place(state), "evaluation:", *_numbers(logs, "eval_")]))
+            self._rewards = []
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         if self.evaluation is None:
@@ -85,18 +96,21 @@ class StepLines(TrainerCallback):
         self._told |= {entry["step"] for entry in news}
         return "  ".join(f"held-out accuracy {share_text(entry)}" for entry in news)
 
-    def _speed(self, state: TrainerState, logs: Logs) -> list[str]:
-        (step, tokens), self._line = self._line, (state.global_step, logs["num_tokens"])
-        speed = []
-        # Without what is measured in between.
-        seconds = (logs.get("step_time") or 0) * (state.global_step - step)
-        if seconds > 0:
-            speed.append(f"{(logs['num_tokens'] - tokens) / seconds:,.0f} tokens/s")
+    def _time_left(self, state: TrainerState) -> str:
         begin, first = self._pace or (0.0, state.global_step)
-        if first < state.global_step < state.max_steps:
-            left = (self.clock() - begin) / (state.global_step - first) * (state.max_steps - state.global_step)
-            speed.append(f"about {duration(left)} left")
-        return speed
+        if not first < state.global_step < state.max_steps:
+            return ""
+        left = (self.clock() - begin) / (state.global_step - first) * (state.max_steps - state.global_step)
+        return f"about {duration(left)} left"
+
+    def _how_often(self, args: Any) -> str:
+        if args.logging_strategy == "steps":
+            return (
+                "A line every step"
+                if self._steps == 1
+                else f"A line every {self._steps} steps, with their mean reward"
+            )
+        return "A line every epoch" if args.logging_strategy == "epoch" else "No line a step (logging_strategy is no)"
 
 
 def _measured(state: TrainerState) -> list[Logs]:
@@ -107,17 +121,10 @@ def _place(state: TrainerState) -> str:
     return f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
 
 
-def _every(args: Any, state: TrainerState) -> str:
-    if args.logging_strategy == "steps":
-        return "A line every step" if state.logging_steps == 1 else f"A line every {state.logging_steps} steps"
-    return "A line every epoch" if args.logging_strategy == "epoch" else "No line a step (logging_strategy is no)"
-
-
-def _numbers(logs: Logs, prefix: str) -> list[str]:
-    """Reward, CPL and gated share, as far as they were logged; a dash where there was nothing to average."""
-    shown = [("reward", "reward", "{:.3f}"), ("CPL", "cpl/loss", "{:.3f}"), ("gated", "cpl/gated_ratio", "{:.0%}")]
-    values = [(name, logs[prefix + key], form) for name, key, form in shown if prefix + key in logs]
-    return [f"{name} {form.format(value) if is_number(value) else '-'}" for name, value, form in values]
+def _mean(rewards: list[float | None]) -> str:
+    """A dash where there was nothing to average."""
+    values = [value for value in rewards if is_number(value)]
+    return f"{sum(values) / len(values):.3f}" if values else "-"
 
 
 def share_text(entry: Logs) -> str:
@@ -142,11 +149,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def show_lines(trainer: CPPOTrainer, of_steps: bool = True) -> StepLines:
-    """Lines, unless there will be no step, and a bar of long generations, in the place of transformers' bar and printed dictionaries."""
+def show_lines(trainer: CPPOTrainer, of_steps: bool = True, every: int = 1) -> StepLines:
+    """Lines, so many steps apart at least, unless there will be no step, and a bar of long generations, in the place of transformers' bar and printed dictionaries."""
     for shown in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(shown)
-    lines = StepLines(Hardware.of(trainer.accelerator))
+    lines = StepLines(Hardware.of(trainer.accelerator), every)
     if of_steps:
         trainer.add_callback(lines)
     trainer.add_callback(SamplingBar())

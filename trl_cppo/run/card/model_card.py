@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from ...config import CPPOConfig
 from .facts import CardExample, CardFacts, Hardware
-from .held_out import first_and_last_answers, questions_of
+from .held_out import first_and_last_answers, questions_of, telling_examples
 from .markdown import escape, is_number, number, one_line, table
-from .plotting import Shown, metric_history, plot_training
+from .picture import Shown, metric_history, plot_training
 from .quick_start import EXAMPLE_IMAGE, quick_start
 from .results import TASK, embedded_results, evaluation_results, merge_results, results_section
 
@@ -111,13 +111,15 @@ def _answers(facts: CardFacts, pictured: bool) -> str:
     answers = first_and_last_answers(facts.state.log_history)
     if not facts.held_out or not answers:
         return ""
+    places, rule = telling_examples(answers, len(facts.held_out))
     rows = [
         (escape(example.question), escape(example.solution), moment.when, escape(text) or "(nothing)", _judged(right))
-        for place, example in enumerate(facts.held_out)
+        for place in places
         for moment in answers
-        for text, right in zip(moment.texts[place : place + 1], moment.are_right[place : place + 1], strict=True)
+        for example, text, right in [(facts.held_out[place], moment.texts[place], moment.are_right[place])]
     ]
-    what = f"The first held-out examples, not chosen ones{'; the picture shows their images' if pictured else ''}:"
+    marked = " and marks the perception tokens" if any(moment.perception for moment in answers) else ""
+    what = f"{rule}{f'; the picture has their images{marked}' if pictured else ''}:"
     return f"{what}\n\n" + table(rows, ["question", "right answer", "when", "greedy answer", "judged"])
 
 

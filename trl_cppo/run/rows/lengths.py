@@ -5,7 +5,6 @@
 import heapq
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +62,7 @@ def report_prompt_lengths(
 ) -> None:
     """
     Log the most tokens that a prompt of the training data set makes, images included, the median, and what a micro-batch comes to with
-    its views; warn if prompt and completion together are more than vLLM or the model can hold. For the main process.
+    its views, where there is an accelerator; warn if prompt and completion together are more than vLLM or the model can hold. For the main process.
 
     The column `num_tokens` that `prepare` makes is taken, if the rows with its largest and middle numbers are found to have
     so many. Else the headers of each row's images and the length of its text are read, and the rows with the largest and
@@ -79,7 +78,6 @@ def report_prompt_lengths(
     """
     if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         return
-    start = time.perf_counter()
     fault: Any = "no row"
     try:
         look = _counted_rows(dataset)
@@ -94,12 +92,11 @@ def report_prompt_lengths(
         logger.info(f"The lengths of the prompts were not measured ({fault}).")
         return
     row = max(lengths, key=lengths.__getitem__)
-    by = "num_tokens" if look.agrees(lengths) else "images and texts"
+    # What to do about memory is for whoever has an accelerator: a CPU's rarely falls short, and nobody could plan by it.
+    forward = "" if args.device.type == "cpu" else forward_text(args, lengths[row], packs)
     logger.info(
-        f"Longest prompt found: {lengths[row]} tokens, images included (row {row} of the training data set; of "
-        f"{len(dataset)} rows the {len(lengths)} with the largest and middle {by} were tokenized, {time.perf_counter() - start:.1f} s); "
-        f"{_median(look, lengths)}. A completion has at most {args.max_completion_length}."
-        f"{forward_text(args, lengths[row], packs)}"
+        f"Longest prompt found: {lengths[row]} tokens, images included (row {row} of {len(dataset)}, {len(lengths)} of which were "
+        f"tokenized); {_median(look, lengths)}. A completion has at most {args.max_completion_length}.{forward}"
     )
     _warn(row, lengths[row], args, room)
 
