@@ -6,6 +6,7 @@ What CPPO teaches on digits, with error bars: warm starts × seeds × arms, grad
     python -m benchmarks.learning              # all runs into benchmarks/results/learning/learning.json; interrupt it at will
     python -m benchmarks.learning --sweep      # and CPPO's two forms over λ
     python -m benchmarks.learning --choose     # the bound on the gradient, on the validation split, into choice.json
+    python -m benchmarks.learning --first      # README's first run with five seeds, into first.json
     python -m benchmarks.learning --few        # on 40 canvases, again and again, into few.json
     python -m benchmarks.learning --prefix     # CPPO with a shared prefix and without, paired, into prefix.json
     python -m benchmarks.learning --tables     # Markdown tables from the file
@@ -18,10 +19,11 @@ the same warm starts and seeds. Two one-thread runs go side by side, each of one
 import json
 from typing import Any
 
+from ..lib import digits_lab as lab
 from ..lib.command import PICTURES, RESULTS, BenchmarkParser, read_json
 from ..lib.jobs import Job
 from .arms import ARMS, FEW
-from .report import choice_table, few_table, picture, prefix_table, sweep_picture, sweep_table, tables
+from .report import choice_table, few_table, first_table, picture, prefix_table, sweep_picture, sweep_table, tables
 from .runs import BOUNDS, SWEEP, Grading, run_jobs, sweep_job
 
 _RESULTS = RESULTS / "learning"
@@ -61,6 +63,12 @@ def prefix_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
     ]
 
 
+def first_jobs(seeds: int) -> list[Job]:
+    """The embedded run and its start."""
+    steps = lab.run_settings()["max_steps"]
+    return [Job("cppo", 0, 0, 0), *(Job("cppo", 0, seed, steps) for seed in range(seeds))]
+
+
 def few_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
     """On 40 canvases; the warm starts themselves come with the first seed."""
     jobs = []
@@ -74,6 +82,7 @@ def few_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
 def all_tables(report: dict[str, Any], steps: int) -> str:
     others = {
         "choice": choice_table,
+        "first": first_table,
         "few": lambda few: few_table(few, steps),
         "prefix": prefix_table,
     }
@@ -97,6 +106,7 @@ def main() -> None:
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
     parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
     parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
+    parser.add_argument("--first", action="store_true", help="the embedded run as it is, from the first warm start")
     parser.add_argument("--few", action="store_true", help="run on 40 canvases")
     parser.add_argument("--prefix", action="store_true", help="compare share_prefix=True with False, two seeds")
     options = parser.parse_args()
@@ -109,6 +119,8 @@ def main() -> None:
     elif options.prefix:
         jobs = prefix_jobs(options.warm_starts, 2, steps)
         run_jobs(jobs, Grading(conditions=("clean",)), _RESULTS / "prefix.json", options.workers)
+    elif options.first:
+        run_jobs(first_jobs(options.seeds), Grading(conditions=("clean",)), _RESULTS / "first.json", options.workers)
     elif options.few:
         jobs = few_jobs(options.warm_starts, options.seeds, steps)
         run_jobs(jobs, Grading(conditions=("clean",)), _RESULTS / "few.json", options.workers)

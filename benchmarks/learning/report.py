@@ -154,6 +154,23 @@ def prefix_table(report: dict[str, Any]) -> str:
     return table(rows, ["scoring", "runs", *figures])
 
 
+def first_table(report: dict[str, Any]) -> str:
+    """Markdown: what the embedded run learns, by seed, and its mean and range."""
+    runs = sorted(report["runs"].values(), key=lambda run: run["job"]["seed"])
+    [start] = [run for run in runs if run["job"]["steps"] == 0]
+    shares = [run["history"]["rewards/sum_reward/mean"] for run in runs if run is not start]
+    greedy = [right("clean")(run) for run in runs if run is not start]
+    before = right("clean")(start)
+    columns = [
+        [100 * share[0] for share in shares], [100 * share[-1] for share in shares],
+        [100 * (share[-1] - share[0]) for share in shares], greedy, [after - before for after in greedy],
+    ]  # fmt: skip
+    rows = [[seed, *(f"{column[seed]:.1f}" for column in columns)] for seed in range(len(greedy))]
+    rows.append(["mean (least to most)", *(f"{np.mean(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in columns)])
+    names = ["right samples in training, first 10 steps", "last 10", "rise", "greedy after", f"rise from {before:.1f}"]
+    return table(rows, ["seed", *names])
+
+
 def few_table(report: dict[str, Any], steps: int) -> str:
     """Markdown: the arms on 40 canvases, and the differences to GRPO on the same."""
     names = ("greedy", "avg@4", "training reward, last 10 steps", "detector AUC, %")
