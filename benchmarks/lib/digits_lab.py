@@ -28,8 +28,10 @@ _CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
 
 def run_settings(**changes: Any) -> dict[str, Any]:
     """CPPOConfig's arguments of an embedded run without checkpoints, but for the output folder."""
+    recipe = yaml.safe_load(_CONFIG.read_text())
+    recipe = {name: value for name, value in recipe.items() if name in CPPOConfig.__dataclass_fields__}
     quiet = {"save_strategy": "no", "disable_tqdm": True, "reward_weights": [0.9, 0.1]}
-    return yaml.safe_load(_CONFIG.read_text()) | quiet | changes
+    return recipe | quiet | changes
 
 
 def training_rows(
