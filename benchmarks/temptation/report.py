@@ -71,19 +71,29 @@ def tables(report: dict[str, Any], steps: int) -> list[str]:
 
 def choice_table(report: dict[str, Any]) -> str:
     """Markdown: what the settings were chosen from, on the validation split; mean over seeds."""
-    groups: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in report.get("runs", {}).values():
-        job = run["job"]
-        changes = ", ".join(f"{name}={value}" for name, value in job["settings"].items())
-        groups.setdefault(f"{ARMS[job['arm']].label}{', ' if changes else ''}{changes}", []).append(run)
+        groups.setdefault(_what_was_tried(run["settings"]), []).append(run)
+    kinds = [(kind, name) for kind in ("right", "sampled") for name in CONDITIONS]
     lines = []
-    for label, runs in groups.items():
-        means = [
-            np.mean([graded(name, kind)(run) for run in runs]) for kind in ("right", "sampled") for name in CONDITIONS
-        ]
-        lines.append([label, len(runs), *(f"{mean:.1f}" for mean in means)])
+    for tried in sorted(groups, key=lambda tried: (tried[0] != "GRPO", tried)):
+        runs = groups[tried]
+        means = [np.mean([graded(name, kind)(run) for run in runs]) for kind, name in kinds]
+        lines.append([*tried, len(runs), *(f"{mean:.1f}" for mean in means)])
     heads = [f"{kind}, {SHOWN[name]}" for kind in ("greedy", "avg@4") for name in CONDITIONS]
-    return table(lines, ["on validation", "runs", *heads])
+    return table(lines, ["on validation: removing views", "τ", "bound", "runs", *heads])
+
+
+def _what_was_tried(settings: dict[str, Any]) -> tuple[str, str, str]:
+    if not settings["cpl_coef"]:
+        return "GRPO", "–", "–"
+    views = settings.get("information_removing")
+    bound = settings.get("cpl_max_gradient_ratio")
+    return (
+        "another image" if views == ["another_image"] else "the authors'",
+        f"{settings.get('cpl_temperature', 0.1):g}",
+        "–" if bound is None else f"{bound:g}",
+    )
 
 
 def picture(report: dict[str, Any], steps: int, path: Path) -> None:
