@@ -354,6 +354,20 @@ def test_folders_are_compared_by_name_and_in_the_mean(tmp_path, capsys):
     assert f"| wemath          | strict@2 | 0.000 | 0.250  | +0.250 | {0:+.3f}" in shown and "| mean " in shown
 
 
+def test_folders_with_other_settings_say_so(tmp_path, capsys):
+    first = summarize([record(0, 1.0, 0.0)], SETTINGS)
+    second = summarize([record(0, 1.0, 1.0, 1.0, 0.0)], {**SETTINGS, "temperature": 0.1})
+    sides = [folder_of_results(tmp_path / name, a=result) for name, result in (("1", first), ("2", second))]
+    command.main(["--compare", *map(str, sides), "--output", str(tmp_path / "table.json")])
+    told = json.loads((tmp_path / "table.json").read_text())["data_sets"]["a"]
+    assert told["score"] == "avg@2→4" and told["different_settings"]["temperature"][1] == 0.1
+    assert "Not the same setting: a, temperature" in capsys.readouterr().out
+    other = summarize([record(0, 1.0, 0.0, question="another")], SETTINGS)
+    (sides[1] / "a.json").write_text(to_json(other))
+    with pytest.raises(EvaluationError, match="a.json: Row 0 of the first evaluation is not row 0"):
+        compare_folders(*sides)
+
+
 @pytest.mark.parametrize(
     ("left", "message"),
     [

@@ -11,6 +11,7 @@ from datasets import Dataset, load_dataset
 
 from trl_cppo.commands.evaluate import evaluate_rows, summarize, table
 from trl_cppo.commands.evaluate.generation import Completion
+from trl_cppo.commands.evaluate.results.groups import group_scores
 from trl_cppo.commands.loading import load_split
 from trl_cppo.commands.prepare import PROMPT_SUFFIX, prepare, sources
 from trl_cppo.commands.prepare.formats.benchmarks import BENCHMARKS, choice
@@ -163,6 +164,39 @@ def test_a_fault_names_the_row(tmp_path, change, message):
     if not gone:
         left = prepare(str(source), benchmark="mathvision", skip_broken=True)[1]["test"]
         assert (left["kept"], left.rows["answer: no answer"]) == (2, [1])
+
+
+@pytest.mark.parametrize("broken", [0, 2], ids=["a step", "the whole"])
+def test_a_problem_of_which_a_question_is_broken_is_not_scored(broken):
+    keys = ["2steps_1", "2steps_2", "2steps_multi"]
+    rows = [
+        {"ID": problem, "key": key, "question": "How many?", "option": "A. 1; B. 2", "answer": "A", "image_path": None}
+        for problem in ("7", "8")
+        for key in keys
+    ]
+    rows[broken]["answer"] = "C"
+    made = BENCHMARKS["wemath"].rows(Dataset.from_list(rows), "wemath", skip_broken=True)
+    assert [row["answer"] for row in made].count("") == 1
+    assert [(group["name"], group["part"], group["size"]) for group in made["question_group"]] == [
+        (f"2steps {problem}", part, 3) for problem in ("7", "8") for part in ("1", "2", "multi")
+    ]
+    asked = [
+        {"row": number, "group": row["question_group"], "samples": [1.0]}
+        for number, row in enumerate(made)
+        if row["answer"]
+    ]
+    assert {name: len(scores) for name, scores in group_scores(asked, "samples").items()} == {"strict": 1, "loose": 1}
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        (["0.5", "1/2"], "A"), (["50", "50%"], "A"), (["1,2", "2,1"], "A"), (["\\frac{1}{2}", "0.5"], "A"),
+        (["12", "21"], "A. 12"), (["$\\frac{1}{3}$", "0.5"], "A. $\\frac{1}{3}$"), (["the left one", "the right one"], "A. the left one"),
+    ],
+)  # fmt: skip
+def test_a_choice_that_equals_another_is_right_by_its_letter_alone(choices, answer):
+    assert choice("A", choices) == answer
 
 
 def test_the_command_makes_what_evaluate_reads(tmp_path, capsys):

@@ -35,19 +35,22 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     seed = second["settings"]["seed"]
     pairs = list(zip(first["questions"], second["questions"], strict=True))
     rows = np.array([question["row"] for question in first["questions"]])
-    ignored = ("model", "weights", "revision")
-    settings = {
-        name: [first["settings"].get(name), value]
-        for name, value in second["settings"].items()
-        if name not in ignored and first["settings"].get(name) != value
-    }
     return {
         "first": first["model"],
         "second": second["model"],
         "num_questions": len(rows),
-        "different_settings": settings,
+        "different_settings": different_settings(first, second),
         "greedy": _compare_greedy(pairs, rows, seed) if first["greedy"] and second["greedy"] else None,
         "sampled": _compare_sampled(pairs, rows, seed) if first["sampled"] and second["sampled"] else None,
+    }
+
+
+def different_settings(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:
+    """Of two evaluations, by name, besides the model."""
+    return {
+        name: [first["settings"].get(name), value]
+        for name, value in second["settings"].items()
+        if name not in ("model", "weights", "revision") and first["settings"].get(name) != value
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
-from .comparison import check_comparable
+from .comparison import check_comparable, different_settings
 from .groups import group_scores
 from .statistics import interval_of, resampled_means
 from .summary import load_result
@@ -29,7 +29,7 @@ def compare_folders(first: str | Path, second: str | Path) -> dict[str, Any]:
 
     Returns:
         `dict`: JSON values. `data_sets`: by name, `score` (avg@N or strict@N), both models' values, `difference`
-        (second - first) and its 95 % `interval`, paired by question. `mean`: the same over the data sets, each of which is resampled
+        (second - first) and its 95 % `interval`, paired by question, and `different_settings`, other than the model. `mean`: the same over the data sets, each of which is resampled
         by itself.
 
     Raises:
@@ -39,10 +39,17 @@ def compare_folders(first: str | Path, second: str | Path) -> dict[str, Any]:
     generator, data_sets, means = np.random.default_rng(0), {}, []
     for name in names:
         one, other = (load_result(Path(folder) / f"{name}.json") for folder in (first, second))
-        check_comparable(one, other)
-        (score, before), (_, after) = _values(one, name), _values(other, name)
+        try:
+            check_comparable(one, other)
+        except EvaluationError as error:
+            raise EvaluationError(f"{name}.json: {error}") from error
+        (score, before), (other_score, after) = _values(one, name), _values(other, name)
         resampled = resampled_means(after - before, generator)
-        data_sets[name] = {"score": score, **_numbers(before.mean(), after.mean(), resampled)}
+        data_sets[name] = {
+            "score": score if score == other_score else f"{score}→{other_score.partition('@')[2]}",
+            **_numbers(before.mean(), after.mean(), resampled),
+            "different_settings": different_settings(one, other),
+        }
         means.append((before.mean(), after.mean(), resampled))
     over_all = [np.mean(column, axis=0) for column in zip(*means, strict=True)]
     return {"first": str(first), "second": str(second), "data_sets": data_sets, "mean": _numbers(*over_all)}
@@ -89,4 +96,7 @@ def folders_table(comparison: dict[str, Any]) -> str:
             f"| {name:15} | {numbers.get('score', ''):8} | {numbers['first']:.3f} | {numbers['second']:.3f}  | "
             f"{numbers['difference']:+.3f} | {low:+.3f} … {high:+.3f}"
         )
+    for name, numbers in comparison["data_sets"].items():
+        for setting, (one, other) in numbers["different_settings"].items():
+            lines += ["", f"Not the same setting: {name}, {setting} {one!r} and {other!r}."]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -17,11 +18,9 @@ from datasets import Dataset, concatenate_datasets
 from ....rewards.grading import answers_match
 
 IMAGE_ALONE = "Answer the question in the image."  # what is asked where the whole question is a picture
-MADE = (
-    "qid",
-    "answer_tolerance",
-    "question_group",
-)  # columns besides question, answer and images; the latter two of some
+# Columns besides question, answer and images; the latter two of some.
+MADE = ("qid", "answer_tolerance", "question_group")
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _WEMATH_CHOICE = re.compile(r"\s*([A-Z])\. ?(.*)")
 
 
@@ -34,15 +33,11 @@ class Item:
         question (`str`): with its choices.
         answer (`str`): the right one; of a choice its letter, and its text where that tells it from the others.
         tolerance (`float`): by how much a number may differ.
-        group (`str`): of questions that are scored together.
-        part (`str`): which of them; `""`: they are numbered.
     """
 
     question: str
     answer: str
     tolerance: float = 0.0
-    group: str = ""
-    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,8 @@ class Benchmark:
         image (`str`): the column of the image.
         key (`str`): that of the row's name.
         read (`Callable`): makes an [`Item`] of a row without its image.
+        group (`Callable`, *optional*): of a row, which questions are scored together, and which of them it is (`""`: they are
+            numbered).
         group_scores (`tuple[str, ...]`): how groups are scored, by the names of `evaluate`.
     """
 
@@ -64,6 +61,7 @@ class Benchmark:
     image: str
     key: str
     read: Callable[[dict[str, Any]], Item]
+    group: Callable[[dict[str, Any]], tuple[str, str]] | None = None
     group_scores: tuple[str, ...] = ()
 
     def rows(self, dataset: Dataset, name: str, skip_broken: bool = False) -> Dataset:
@@ -87,8 +85,8 @@ class Benchmark:
         made["qid"] = [str(row.get(self.key, number)) for number, row in enumerate(rows)]
         if any(item.tolerance for item in items):
             made["answer_tolerance"] = [item.tolerance for item in items]
-        if self.group_scores:
-            made["question_group"] = self._groups(items)
+        if self.group:
+            made["question_group"] = self._groups([self.group(row) for row in rows])
         images = dataset.select_columns(self.image).rename_column(self.image, "images")
         return concatenate_datasets([Dataset.from_dict(made), images], axis=1)
 
@@ -103,20 +101,20 @@ class Benchmark:
             message = f"Row {number} of {name}: {error}. Mend it, or leave such rows out: --skip_broken."
             raise ValueError(message) from error
 
-    def _groups(self, items: list[Item]) -> list[dict[str, Any]]:
-        sizes, seen, groups = Counter(item.group for item in items), Counter(), []
-        for item in items:
-            seen[item.group] += 1
-            part = item.part or str(seen[item.group])
-            size, scores = sizes[item.group], list(self.group_scores)
-            groups.append({"name": item.group, "part": part, "size": size, "scores": scores})
+    def _groups(self, members: list[tuple[str, str]]) -> list[dict[str, Any]]:
+        """Of all rows, broken ones too: a group that lacks one is not scored."""
+        sizes, seen, groups = Counter(name for name, _ in members), Counter(), []
+        for name, part in members:
+            seen[name] += 1
+            entry = {"name": name, "part": part or str(seen[name]), "size": sizes[name]}
+            groups.append({**entry, "scores": list(self.group_scores)})
         return groups
 
 
 def choice(answer: str, choices: Sequence[str]) -> str:
     """
     What is graded against, of one of several choices: `B. 12 cm`, so that the letter is right and the text alone is, too.
-    The letter alone where the text does not tell: empty, that of another choice, itself a letter, or of odd braces.
+    The letter alone where the text does not tell: empty, that of another choice or equal to it, itself a letter, or of odd braces.
 
     Args:
         answer (`str`): the letter of the right choice, or else its text.
@@ -133,9 +131,24 @@ def choice(answer: str, choices: Sequence[str]) -> str:
     letter, text = letters[place], texts[place]
     whole = f"{letter}. {text}"
     # Graded without mathematics: of "A. B" or "A. and C." the letter alone would not be right.
-    tells = text and texts.count(text) == 1
+    tells = text and texts.count(text) == 1 and not any(_alike(text, other) for other in texts if other != text)
     tells = tells and text.count("{") == text.count("}") and "\\boxed" not in text
     return whole if tells and answers_match(whole, letter, lambda *_: False) else letter
+
+
+def _alike(text: str, other: str) -> bool:
+    """Whether a grader of mathematics may take one choice for the other: numbers of one value, lists in another order."""
+    parts, others = ([_value(part) for part in choice.split(",")] for choice in (text, other))
+    return sorted(map(str, parts)) == sorted(map(str, others))
+
+
+def _value(text: str) -> Fraction | str:
+    """The number that a text is, a fraction or percentage too, or the text itself."""
+    bare = _FRACTION.sub(r"\1/\2", text).strip("$% \\")
+    try:
+        return Fraction(bare)
+    except (ValueError, ZeroDivisionError):
+        return bare
 
 
 def _listed(choices: Sequence[str]) -> str:
@@ -165,17 +178,25 @@ def _mathverse(row: dict[str, Any]) -> Item:
 
 def _wemath(row: dict[str, Any]) -> Item:
     """Choices are `A. 45; B. 60`. Of a problem the steps are asked one by one, then the whole: keys `2steps_1` to `3steps_multi`."""
-    steps, _, part = row["key"].partition("_")
     found = [_WEMATH_CHOICE.fullmatch(text) for text in row["option"].split(";")]
     plain = [match and match[1] for match in found] == [chr(ord("A") + place) for place in range(len(found))]
     answer = choice(row["answer"], [match[2] for match in found]) if plain else row["answer"]
-    return Item(f"{row['question']}\n{row['option']}", answer, group=f"{steps} {row['ID']}", part=part)
+    return Item(f"{row['question']}\n{row['option']}", answer)
+
+
+def _wemath_group(row: dict[str, Any]) -> tuple[str, str]:
+    steps, _, part = str(row["key"]).partition("_")
+    return f"{steps} {row['ID']}", part
 
 
 def _dynamath(row: dict[str, Any]) -> Item:
-    """Ten variants of a question have one id."""
     tolerance = 0.001 if row["answer_type"] == "float" else 0.0
-    return Item(row["question"], row["ground_truth"], tolerance, group=row["id"])
+    return Item(row["question"], row["ground_truth"], tolerance)
+
+
+def _dynamath_group(row: dict[str, Any]) -> tuple[str, str]:
+    """Ten variants of a question have one id."""
+    return str(row["id"]), ""
 
 
 def _logicvista(row: dict[str, Any]) -> Item:
@@ -193,10 +214,16 @@ BENCHMARKS = {
     "logicvista": Benchmark("lscpku/LogicVista", "data/test-*.parquet", "image", "id", _logicvista),
     "mathvista": Benchmark("AI4Math/MathVista", "data/testmini-*.parquet", "decoded_image", "pid", _mathvista),
     "wemath": Benchmark(
-        "We-Math/We-Math", "data/testmini-*.parquet", "image_path", "ID", _wemath, ("strict", "loose")
+        "We-Math/We-Math", "data/testmini-*.parquet", "image_path", "ID", _wemath, _wemath_group, ("strict", "loose")
     ),
     "dynamath": Benchmark(
-        "DynaMath/DynaMath_Sample", "data/sample*.parquet", "decoded_image", "id", _dynamath, ("worst",)
+        "DynaMath/DynaMath_Sample",
+        "data/sample*.parquet",
+        "decoded_image",
+        "id",
+        _dynamath,
+        _dynamath_group,
+        ("worst",),
     ),
     "mmmu_pro_vision": Benchmark("MMMU/MMMU_Pro", "vision/test-*.parquet", "image", "id", _mmmu_pro_vision),
     "mathvision": Benchmark("MathLLMs/MathVision", "data/testmini-*.parquet", "decoded_image", "id", _mathvision),
