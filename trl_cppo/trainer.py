@@ -42,7 +42,7 @@ from .run.rows.images import RowImages
 from .run.rows.lengths import report_prompt_lengths
 from .run.rows.overview import check_epoch, report_epoch
 from .run.rows.prompts import check_all_prompts
-from .run.rows.rollout_views import RolloutImages, check_others, images_of_others, make_views
+from .run.rows.rollout_views import RolloutImages, check_others, make_views, other_images_of
 from .run.sampler_check import DIFFERENCE, SamplerCheck
 from .run.upstream import RepairedGRPOTrainer, decorating
 from .run.weights import rounded_by_default
@@ -240,9 +240,8 @@ class CPPOTrainer(RepairedGRPOTrainer):
             args.max_pixels, args.min_pixels, self.view_processor.to_rgb, load_paths=self.use_vllm,
             convert=not self.view_processor.converts,
         )  # fmt: skip
-        self.images_of_others: dict[
-            int, list[Any]
-        ] = {}  # by prompt of the last generation batch, if a view takes them
+        # By prompt of the last generation batch, if a view takes them.
+        self.other_images: dict[int, list[Any]] = {}
         self.view_maker = ViewMaker(
             preserving=[information_preserving or get_view(name) for name in args.information_preserving],
             removing=[information_removing or get_view(name) for name in args.information_removing],
@@ -308,7 +307,7 @@ class CPPOTrainer(RepairedGRPOTrainer):
             check_solutions(self.train_dataset, "the training data set")
         check_epoch(self.train_dataset, self.args)
         if self.view_maker.takes_others and self.args.cpl_coef != 0:
-            check_others(self.args)
+            check_others(self.args, self.eval_dataset is not None, self.num_generations_eval)
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         """With the vision tower's learning rate, if it has its own; a later call of `train` keeps the optimizer."""
@@ -424,9 +423,9 @@ class CPPOTrainer(RepairedGRPOTrainer):
     ) -> list[ViewPair | None]:
         """The views of each row that has some, `None` for the others. The rollouts of one prompt share theirs."""
         images = [self._images_of_row(row, example) for row, example in enumerate(inputs)]
-        self.images_of_others = images_of_others(images, prompts) if self.view_maker.takes_others else {}
+        self.other_images = other_images_of(images, prompts) if self.view_maker.takes_others else {}
         return make_views(
-            lambda images, prompt: self.view_maker(images, *key, prompt, others=self.images_of_others.get(prompt, ())),
+            lambda images, prompt: self.view_maker(images, *key, prompt, others=self.other_images.get(prompt, ())),
             rows=inputs,
             images=images,
             num_images=batch.get("num_images") or [0] * len(inputs),

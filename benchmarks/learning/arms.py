@@ -6,6 +6,7 @@ Shapes: `N` gated rows, `T` completion tokens.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ class PAPOTrainer(CPPOTrainer):
     """
 
     eta = 0.03  # both entropies' weight in PAPO's scripts
+
+    def _write_cards(self, folder: Path) -> None:
+        """None: they would call it a training with CPPO."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Neither before an upload."""
 
     def _cpl_share(self, inputs: dict[str, Any], request: Any, policy_loss: torch.Tensor) -> torch.Tensor:
         if not request.entropies.requires_grad:

@@ -157,16 +157,18 @@ def prefix_table(report: dict[str, Any]) -> str:
 def first_table(report: dict[str, Any]) -> str:
     """Markdown: what the embedded run learns, by seed, and its mean and range."""
     runs = sorted(report["runs"].values(), key=lambda run: run["job"]["seed"])
-    [start] = [run for run in runs if run["job"]["steps"] == 0]
-    shares = [run["history"]["rewards/sum_reward/mean"] for run in runs if run is not start]
-    greedy = [right("clean")(run) for run in runs if run is not start]
-    before = right("clean")(start)
-    columns = [
-        [100 * share[0] for share in shares], [100 * share[-1] for share in shares],
-        [100 * (share[-1] - share[0]) for share in shares], greedy, [after - before for after in greedy],
-    ]  # fmt: skip
-    rows = [[seed, *(f"{column[seed]:.1f}" for column in columns)] for seed in range(len(greedy))]
-    rows.append(["mean (least to most)", *(f"{np.mean(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in columns)])
+    starts, trained = [[run for run in runs if (run["job"]["steps"] > 0) is later] for later in (False, True)]
+    if not (starts and trained):
+        return "The first run has not been measured."
+    before = right("clean")(starts[0])
+    rows, columns = [], []
+    for run in trained:
+        shares, greedy = run["history"]["rewards/sum_reward/mean"], right("clean")(run)
+        figures = [100 * shares[0], 100 * shares[-1], 100 * (shares[-1] - shares[0]), greedy, greedy - before]
+        rows.append([run["job"]["seed"], *(f"{figure:.1f}" for figure in figures)])
+        columns.append(figures)
+    means = [f"{np.mean(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in zip(*columns, strict=True)]
+    rows.append(["mean (least to most)", *means])
     names = ["right samples in training, first 10 steps", "last 10", "rise", "greedy after", f"rise from {before:.1f}"]
     return table(rows, ["seed", *names])
 

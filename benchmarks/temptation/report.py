@@ -71,7 +71,7 @@ def tables(report: dict[str, Any], steps: int) -> list[str]:
 
 def choice_table(report: dict[str, Any]) -> str:
     """Markdown: what the settings were chosen from, on the validation split; mean over seeds."""
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, ...], list[Run]] = {}
     for run in report.get("runs", {}).values():
         groups.setdefault(_what_was_tried(run["settings"]), []).append(run)
     kinds = [(kind, name) for kind in ("right", "sampled") for name in CONDITIONS]
@@ -81,16 +81,17 @@ def choice_table(report: dict[str, Any]) -> str:
         means = [np.mean([graded(name, kind)(run) for run in runs]) for kind, name in kinds]
         lines.append([*tried, len(runs), *(f"{mean:.1f}" for mean in means)])
     heads = [f"{kind}, {SHOWN[name]}" for kind in ("greedy", "avg@4") for name in CONDITIONS]
-    return table(lines, ["on validation: removing views", "τ", "bound", "runs", *heads])
+    return table(lines, ["on validation: removing views", "λ", "τ", "bound", "runs", *heads])
 
 
-def _what_was_tried(settings: dict[str, Any]) -> tuple[str, str, str]:
+def _what_was_tried(settings: dict[str, Any]) -> tuple[str, ...]:
     if not settings["cpl_coef"]:
-        return "GRPO", "–", "–"
+        return "GRPO", "–", "–", "–"
     views = settings.get("information_removing")
     bound = settings.get("cpl_max_gradient_ratio")
     return (
         "another image" if views == ["another_image"] else "the authors'",
+        f"{settings['cpl_coef']:g}",
         f"{settings.get('cpl_temperature', 0.1):g}",
         "–" if bound is None else f"{bound:g}",
     )

@@ -26,7 +26,7 @@ from ..config import CPPOConfig
 from ..method.losses import token_scores
 from ..method.request import ScoringRequest, ViewPair, split_scores
 from ..method.view_maker import ViewMaker
-from ..method.views import View
+from ..method.views import View, takes_other
 from ..run.rows.checks import ROW_PLACE, LocatedRows, RowPlace, images_of
 from ..run.token_text import TokenTexts
 from ..run.weights import load_model
@@ -38,18 +38,26 @@ if TYPE_CHECKING:
 
 
 # What the trainer's constructor looks for; the rows themselves are handed to it one batch at a time.
+_NEIGHBOURS = 16  # rows that are looked through for another image
 _STAND_IN = {"prompt": [{"role": "user", "content": ""}], "images": []}
 
 
 class _NamingViewMaker:
     """Makes views by the row's number in the report, so that they do not depend on the batch, and notes their names."""
 
-    def __init__(self, maker: ViewMaker, preserving: list[str], removing: list[str]):
+    def __init__(
+        self,
+        maker: ViewMaker,
+        preserving: list[str],
+        removing: list[str],
+        others: Callable[[int], Sequence[Any]],
+    ):
+        self._others = others
         self._drawn: list[str] = []
         views = [*zip(preserving, maker.preserving, strict=True), *zip(removing, maker.removing, strict=True)]
         noting = [self._noting(name, view) for name, view in views]
         self._maker = ViewMaker(noting[: len(preserving)], noting[len(preserving) :], maker.seed, maker.read)
-        self.takes_others = maker.takes_others
+        self.takes_others = False  # from the batch: they would depend on it
         self.row_numbers: list[int] = []
         self.made: dict[int, NamedViews] = {}  # by the row's place in the batch
 
@@ -59,10 +67,12 @@ class _NamingViewMaker:
             self._drawn.append(name)
             return view(*args)
 
+        noted.takes_other = takes_other(view)  # which a class may say for its instances
         return noted
 
     def __call__(self, images: list[Any], *key: str | int, others: Sequence[Any] = ()) -> ViewPair:
         row = key[-1]  # the prompt's place in the batch: there is one completion of each
+        others = self._others(self.row_numbers[row]) if self._maker.takes_others else ()
         self._drawn.clear()
         pair = self._maker(images, "report", self.row_numbers[row], others=others)
         names = list(zip(self._drawn[::2], self._drawn[1::2], strict=True))
@@ -136,7 +146,8 @@ class ViewScorer:
             [get_callable_name(views[kind]) if kind in views else name for name in getattr(args, kind)]
             for kind in kinds
         ]
-        self._view_maker = _NamingViewMaker(self._trainer.view_maker, *names)
+        self.rows: Any = dataset  # whose places row numbers are
+        self._view_maker = _NamingViewMaker(self._trainer.view_maker, *names, self._others_of)
         self._trainer.view_maker = self._view_maker
         self.tokenizer = self._trainer.processing_class.tokenizer
         self._token_texts = TokenTexts(self.tokenizer)
@@ -164,6 +175,14 @@ class ViewScorer:
             views = self._view_maker.made.get(row)
             rollouts.append(Rollout(ids, self._token_texts(ids), scores, views, self._rewards_of(row)))
         return rollouts
+
+    def _others_of(self, number: int) -> list[Any]:
+        """For views that take another prompt's image: those of the first row behind this one that has some."""
+        for step in range(1, min(len(self.rows), 1 + _NEIGHBOURS)):
+            images = images_of(self.rows[(number + step) % len(self.rows)])[1]
+            if images:
+                return list(images)
+        return []
 
     def ids_of(self, number: int, completion: str | list[int]) -> list[int]:
         """
@@ -274,6 +293,7 @@ def score_views(
     rollouts = []
     with _as_it_was(model, processor):
         scorer = ViewScorer(model, dataset, processor, per_device_eval_batch_size=batch_size, **settings)
+        scorer.rows = located
         ids = None
         if completions is not None:
             ids = [scorer.ids_of(number, given) for number, given in zip(numbers, completions, strict=True)]

@@ -47,7 +47,7 @@ def perception_marks(
         cut = len(tokenizer(text)["input_ids"]) >= MAX_RESPONSE_TOKENS
         whole = text if cut else text + tokenizer.eos_token
         ids = tokenizer(whole)["input_ids"]
-        [removed] = maker([row["image"]], "held_out", place).removed
+        [removed] = maker([row["image"]], "held_out", place, others=[dataset[place - 1]["image"]]).removed
         texts = [chat(processor, row["prompt"][0]["content"]) + whole] * 2
         inputs = processor(text=texts, images=[[row["image"]], [removed]], return_tensors="pt").to(model.device)
         logits = model(**inputs).logits[:, -len(ids) - 1 : -1].float() / args.temperature  # (2, T, V)

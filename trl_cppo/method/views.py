@@ -45,9 +45,9 @@ def register_view(name: str, takes_other: bool = False) -> Callable[[View], View
     def register(view: View) -> View:
         if name in _VIEWS and _origin(_VIEWS[name]) != _origin(view):
             raise ValueError(f"A view named {name!r} is registered already: {_VIEWS[name]}. Choose another name.")
-        _VIEWS[name] = view
         if takes_other:
             view.takes_other = True
+        _VIEWS[name] = view
         return view
 
     return register
@@ -280,8 +280,8 @@ def patch_blackening(image: Image.Image, generator: torch.Generator) -> Image.Im
 @register_view("another_image", takes_other=True)
 def another_image(image: Image.Image, generator: torch.Generator, other: Image.Image | None) -> Image.Image:
     """
-    The image of another prompt of the generation batch, at this one's size (bilinear): nothing tells the policy that it is damaged.
-    Where there is no other, one grey: the mean of the image.
+    The image of another prompt of the generation batch, at this one's size (bilinear): where images have one size, nothing tells the
+    policy that it is damaged. Where there is no other, one grey: the mean of the image.
     """
     if other is None:
         mean = np.array(image).mean(axis=(0, 1)).round().astype(int)

@@ -19,6 +19,7 @@ from trl_cppo.commands.line.quiet import leave_out_noise
 from trl_cppo.commands.prepare.build import write
 from trl_cppo.commands.report.command import make_parser
 from trl_cppo.commands.train import sampling
+from trl_cppo.commands.train.arguments import CPPOScriptArguments
 from trl_cppo.commands.train.outcome import closing_lines
 from trl_cppo.commands.train.step_lines import StepLines, duration
 from trl_cppo.run.card import Hardware
@@ -259,3 +260,9 @@ def test_the_end_without_held_out_questions(tmp_path):
         equal = [{"step": step, "reward": 0.0, "frac_reward_zero_std": share if step == 2 else 1.0} for step in (1, 2)]
         assert ("nothing was learned" in (hint := ending(tmp_path, equal, own)[0])) == said
         assert "log_completions" not in hint and ("--dry_run" in hint) == said  # not hundreds of lines of tables
+
+
+@pytest.mark.parametrize("name", ["line_every", "eval_every"])
+def test_no_steps_between_lines_are_refused_before_anything_is_trained(name):
+    with pytest.raises(ValueError, match=f"{name} counts steps and must be at least 1; got 0"):
+        CPPOScriptArguments(dataset_name=None, **{name: 0})

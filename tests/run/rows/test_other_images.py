@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import MIXED, generation_batch, make_rows, make_trainer, picture
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_cppo import register_view, score_views
 from trl_cppo.method.view_maker import ViewMaker
@@ -88,22 +89,40 @@ def test_a_run_with_it_trains_and_a_view_of_ones_own_may_take_others(tmp_path):
     assert all(entry["cpl/gated_ratio"] == 1.0 for entry in trainer.state.log_history if "cpl/gated_ratio" in entry)
 
 
-def test_score_views_draws_from_the_rows_that_it_is_given(folders):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+class Blend:
+    """A view whose class says that it takes another image."""
 
-    folder, rows = folders("qwen2_5_vl"), make_rows([1, 1, 1])
+    takes_other = True
+
+    def __call__(self, image, generator, other):
+        return other.resize(image.size)
+
+
+@pytest.mark.parametrize("view", ["another_image", Blend()], ids=["by name", "of a class"])
+def test_score_views_shows_the_next_rows_image_whatever_the_batch(folders, view):
+    folder, rows = folders("qwen2_5_vl"), make_rows([1, 0, 1, 1])
     model, processor = (kind.from_pretrained(folder) for kind in (AutoModelForImageTextToText, AutoProcessor))
-    scored = score_views(
-        model, processor, rows, max_completion_length=4, information_removing=["another_image"], batch_size=3
+    settings = {"max_completion_length": 4, "information_removing": view}
+    by_batch = [score_views(model, processor, rows, batch_size=size, **settings) for size in (1, 3)]
+    images = [pixels(row["images"][0]) if row["images"] else None for row in rows]
+    for scored in by_batch:
+        shown = [pixels(one.views.pair.removed[0]) if one.views else None for one in scored]
+        assert shown[1] is None
+        assert all(np.array_equal(shown[place], images[other]) for place, other in [(0, 2), (2, 3), (3, 0)])
+    shifts = [[one.scores.shifts for one in scored if one.views] for scored in by_batch]
+    assert np.allclose(*shifts, atol=1e-4)
+
+
+def test_one_prompt_of_an_evaluation_has_no_other(tmp_path):
+    dataset = make_rows([1] * 8)
+    trainer = make_trainer(
+        tmp_path, dataset, eval_dataset=dataset, eval_strategy="steps", per_device_eval_batch_size=4, **ANOTHER
     )
-    images = [pixels(row["images"][0]) for row in rows]
-    for place, one in enumerate(scored):
-        [removed] = one.views.pair.removed
-        assert any(np.array_equal(pixels(removed), image) for other, image in enumerate(images) if other != place)
-        assert one.views.names[0][1] == "another_image"
+    with pytest.raises(ValueError, match="num_generations_eval=4: set per_device_eval_batch_size higher"):
+        trainer.check_data()
 
 
 def test_a_generation_batch_keeps_its_own_others(tmp_path):
     trainer = make_trainer(tmp_path, per_device_train_batch_size=16, num_generations=4, **ANOTHER)
     generation_batch(trainer)
-    assert sorted(map(len, trainer.images_of_others.values())) == [3, 3, 3, 3]
+    assert sorted(map(len, trainer.other_images.values())) == [3, 3, 3, 3]

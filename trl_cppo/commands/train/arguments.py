@@ -49,6 +49,11 @@ class CPPOScriptArguments(ScriptArguments):
         },
     )
 
+    def __post_init__(self):
+        for name in ("line_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} counts steps and must be at least 1; got {getattr(self, name)}.")
+
 
 EPILOG = """--config FILE: a YAML file of settings by the flags' names, below those that are given; or the name of a recipe of the
 package, which `trl-cppo recipes` lists. Without a model and a data set: the recipe digits."""

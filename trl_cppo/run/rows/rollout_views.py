@@ -24,21 +24,26 @@ class RolloutImages:
     shared: bool  # by all rollouts of its prompt; not where tools and environments return them
 
 
-def check_others(args: CPPOConfig) -> None:
+def check_others(args: CPPOConfig, evaluates: bool, num_generations_eval: int) -> None:
     """
     Raises:
         `ValueError`: if a process has the rollouts of one prompt alone in a generation batch, and a view wants another's image.
     """
-    rows = args.per_device_train_batch_size * args.steps_per_generation
-    if rows < 2 * args.num_generations:
-        raise ValueError(
-            f"A view takes another prompt's image, but a process has {rows} rollouts of a generation batch and a prompt takes "
-            f"num_generations={args.num_generations}: set steps_per_generation (or gradient_accumulation_steps) or "
-            "per_device_train_batch_size higher, for two prompts or more."
-        )
+    training = args.per_device_train_batch_size * args.steps_per_generation, args.num_generations
+    evaluation = args.per_device_eval_batch_size, num_generations_eval
+    way_out = "steps_per_generation (or gradient_accumulation_steps) or per_device_train_batch_size"
+    for name, (rows, group), setting in [
+        ("num_generations", training, way_out),
+        *([("num_generations_eval", evaluation, "per_device_eval_batch_size")] if evaluates else []),
+    ]:
+        if rows <= group:
+            raise ValueError(
+                f"A view takes another prompt's image, but a process has {rows} rollouts of a generation batch and a prompt "
+                f"takes {name}={group}: set {setting} higher, for two prompts or more."
+            )
 
 
-def images_of_others(images: list[RolloutImages], prompts: list[Hashable]) -> dict[Hashable, list[Any]]:
+def other_images_of(images: list[RolloutImages], prompts: list[Hashable]) -> dict[Hashable, list[Any]]:
     """For each prompt the images of the other prompts' first rollouts, in their order."""
     firsts: dict[Hashable, list[Any]] = {}
     for prompt, of_row in zip(prompts, images, strict=True):
