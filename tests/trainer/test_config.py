@@ -38,7 +38,7 @@ OWN = [f for f in dataclasses.fields(CPPOConfig) if f.name not in {g.name for g 
         ("lora_on", ["all", "projector"], "or all; got"),
         ("vision_tower_learning_rate", 0.0, "positive and finite; got 0.0"),
         ("information_preserving", [], "at least one"),
-        ("information_removing", ["fog"], "Unknown view 'fog'. Known views: black_squares"),
+        ("information_removing", ["fog"], "Unknown view 'fog'. Known views: another_image, black_squares"),
     ],
 )
 def test_bad_values_are_refused_with_the_allowed_ones(tmp_path, setting, value, message):
