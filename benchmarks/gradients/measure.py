@@ -48,7 +48,8 @@ class TrackingProbe(Probe):
 
 
 def make_trainer(trainer: type[Probe], folder: str, warm_start: int, rows: int, **changes: Any) -> Probe:
-    return lab.make_trainer(trainer, folder, warm_start, rows, lab.run_settings(seed=warm_start, **changes))
+    settings = lab.run_settings(seed=warm_start, share_prefix=False, **changes)  # hidden states are read by row
+    return lab.make_trainer(trainer, folder, warm_start, rows, settings)
 
 
 def draw_batches(probe: Probe, count: int) -> Iterator[dict[str, Any]]:

@@ -75,7 +75,8 @@ def check_learning(report):
 def check_budget(report):
     assert report["runs"] == {}
     [seed] = report["noise"].values()
-    assert 0 < seed["noise"]["2"] < seed["noise"]["1"] < 10 * seed["squared_norm"]
+    # One rollout has nearly all of this batch's gradient, and is alone in its prompt: what is drawn hardly matters.
+    assert 0 < seed["noise"]["2"] < 1.01 * seed["noise"]["1"] < 10 * seed["squared_norm"]
 
 
 def check_temptation(report):
