@@ -425,13 +425,17 @@ class CPPOTrainer(RepairedGRPOTrainer):
         images = [self._images_of_row(row, example) for row, example in enumerate(inputs)]
         self.other_images = other_images_of(images, prompts) if self.view_maker.takes_others else {}
         return make_views(
-            lambda images, prompt: self.view_maker(images, *key, prompt, others=self.other_images.get(prompt, ())),
+            lambda images, prompt: self._views_of_prompt(images, key, prompt),
             rows=inputs,
             images=images,
             num_images=batch.get("num_images") or [0] * len(inputs),
             prompts=prompts,
             gated=has_views,
         )
+
+    def _views_of_prompt(self, images: list[Any], key: tuple[str, int, int], prompt: int) -> ViewPair:
+        """Of a prompt of the last generation batch, which the key names."""
+        return self.view_maker(images, *key, prompt, others=self.other_images.get(prompt, ()))
 
     def _images_of_row(self, row: int, example: dict[str, Any]) -> RolloutImages:
         if self.rollouts_bring_images:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..lib import digits_lab as lab
 from ..lib.command import PICTURES, RESULTS, BenchmarkParser, read_json
-from ..lib.jobs import Job
+from ..lib.jobs import Job, add_options, seed_by_seed
 from .arms import ARMS, FEW
 from .report import choice_table, few_table, first_table, picture, prefix_table, sweep_picture, sweep_table, tables
 from .runs import BOUNDS, SWEEP, Grading, run_jobs, sweep_job
@@ -29,19 +29,8 @@ from .runs import BOUNDS, SWEEP, Grading, run_jobs, sweep_job
 _RESULTS = RESULTS / "learning"
 
 
-def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
-    """Seed by seed. The warm starts themselves, and GRPO with twice the steps, come with the first seed."""
-    jobs = []
-    for seed in range(seeds):
-        for warm_start in range(warm_starts):
-            jobs += [Job(arm, warm_start, seed, steps) for arm in arms]
-            if seed == 0:
-                jobs += [Job("grpo", warm_start, seed, 0), Job("grpo", warm_start, seed, 2 * steps)]
-    return jobs
-
-
 def sweep_jobs(seeds: int, steps: int) -> list[Job]:
-    """The forms of CPPO over λ from one warm start, and GRPO; the runs of `make_jobs` among them are not repeated."""
+    """The forms of CPPO over λ from one warm start, and GRPO; the runs of the benchmark among them are not repeated."""
     return [sweep_job(arm, coef, seed, steps) for seed in range(seeds) for arm, coef in SWEEP]
 
 
@@ -69,16 +58,6 @@ def first_jobs(seeds: int) -> list[Job]:
     return [Job("cppo", 0, 0, 0), *(Job("cppo", 0, seed, steps) for seed in range(seeds))]
 
 
-def few_jobs(warm_starts: int, seeds: int, steps: int) -> list[Job]:
-    """On 40 canvases; the warm starts themselves come with the first seed."""
-    jobs = []
-    for seed in range(seeds):
-        for warm_start in range(warm_starts):
-            jobs += [Job("grpo", warm_start, seed, 0, few=40)] if seed == 0 else []
-            jobs += [Job(arm, warm_start, seed, steps, few=40) for arm in FEW]
-    return jobs
-
-
 def all_tables(report: dict[str, Any], steps: int) -> str:
     others = {
         "choice": choice_table,
@@ -98,11 +77,7 @@ def draw(report: dict[str, Any], steps: int) -> None:
 
 def main() -> None:
     parser = BenchmarkParser("learning", __doc__, smoke="two arms of two steps, few canvases")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--warm_starts", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run, of 32 prompts × 4 rollouts")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    add_options(parser, list(ARMS))
     parser.add_argument("--models", default=None, help="folder to keep the trained models in")
     parser.add_argument("--sweep", action="store_true", help="run CPPO's two forms over λ, from the first warm start")
     parser.add_argument("--choose", action="store_true", help="run the bounds on the validation split, two seeds")
@@ -122,7 +97,7 @@ def main() -> None:
     elif options.first:
         run_jobs(first_jobs(options.seeds), Grading(conditions=("clean",)), _RESULTS / "first.json", options.workers)
     elif options.few:
-        jobs = few_jobs(options.warm_starts, options.seeds, steps)
+        jobs = seed_by_seed(FEW, options.warm_starts, options.seeds, steps, few=40)
         run_jobs(jobs, Grading(conditions=("clean",)), _RESULTS / "few.json", options.workers)
     elif options.choose:
         grading = Grading(split="validation", conditions=("clean",))
@@ -131,7 +106,7 @@ def main() -> None:
         if options.sweep:
             jobs = sweep_jobs(options.seeds, steps)
         else:
-            jobs = make_jobs(options.arms, options.warm_starts, options.seeds, steps)
+            jobs = seed_by_seed(options.arms, options.warm_starts, options.seeds, steps, once=(0, 2 * steps))
         run_jobs(jobs, Grading(models=options.models), options.output, options.workers)
 
 

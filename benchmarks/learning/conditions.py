@@ -7,7 +7,6 @@ Every condition shows the same digits of the same handwriting (the printed ones 
 the shift alone.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from trl_cppo import digits
 from trl_cppo.digits.task import CELL, DIGIT, DIGITS, HEIGHT, JITTER, NOISE, WIDTH, handwriting
 
+from ..lib import digits_lab as lab
+
 _MARGIN = (CELL - DIGIT) // 2
-_READ = re.compile(r"see(\d+),(\d+)\b")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def judge(text: str, canvas: Canvas) -> str:
     """`"right"`, `"misread"` (a digit was read wrongly), `"wrong_sum"` (read rightly, added wrongly) or `"format"`."""
     if digits.task.boxes_the_sum(text, canvas.solution):
         return "right"
-    read = _READ.search(text)
+    read = lab.reading(text)
     if not read:
         return "format"
-    return "wrong_sum" if tuple(int(digit) for digit in read.groups()) == canvas.digits else "misread"
+    return "wrong_sum" if read == canvas.digits else "misread"

@@ -179,7 +179,11 @@ def few_table(report: dict[str, Any], steps: int) -> str:
     base = {name: select(report, "grpo", FIGURES[name], steps) for name in names}
     rows = []
     for label, arm, length in [("warm start", "grpo", 0), *((arm.label, name, steps) for name, arm in FEW.items())]:
-        values = {name: select(report, arm, FIGURES[name], length) for name in names if length or name[:2] != "tr"}
+        values = {
+            name: select(report, arm, FIGURES[name], length)
+            for name in names
+            if length or not name.startswith("training")
+        }
         cells = [cell(values[name]) if values.get(name) else "–" for name in names]
         compared = (
             [difference(values[name], base[name]) for name in ("greedy", "avg@4")] if arm != "grpo" else ["", ""]
@@ -235,7 +239,7 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
         (0.12, "right", "greedy", pictures.COLORS[0]),
         (-0.12, "avg@4", "sampled, avg@4", pictures.COLORS[1]),
     ]:
-        _whiskers(
+        whiskers(
             accuracy,
             [select(report, arm, right("clean", kind), steps) for arm in arms],
             places + offset,
@@ -255,7 +259,7 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
             for name in conditions
         ]
         offset = 0.12 - 0.24 * number
-        _whiskers(shifts, differences, rows + offset, pictures.COLORS[2 + number], label=ARMS[arm].label)
+        whiskers(shifts, differences, rows + offset, pictures.COLORS[2 + number], label=ARMS[arm].label)
     shifts.axvline(0, color=pictures.GREY, linewidth=1)
     shifts.set_yticks(rows, conditions)
     shifts.set_xlabel("greedy accuracy minus GRPO's, points")
@@ -263,7 +267,8 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
     pictures.save(figure, path)
 
 
-def _whiskers(axes: Any, groups: list[Values], places: np.ndarray, color: str, label: str) -> None:
+def whiskers(axes: Any, groups: list[Values], places: np.ndarray, color: str, label: str) -> None:
+    """Means with their intervals, at heights of the axes."""
     means, lows, highs = np.array([lab.interval(values) for values in groups]).T
     axes.errorbar(
         means, places, xerr=[means - lows, highs - means], fmt="o", color=color, label=label, capsize=3, markersize=5

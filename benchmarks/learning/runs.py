@@ -2,10 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training run on digits and its grades."""
 
-import contextlib
 import functools
-import io
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,13 +55,9 @@ def arm_of(job: Job) -> Arm:
 
 def train(job: Job) -> tuple[Any, list[dict[str, float]]]:
     """The trained trainer and its log."""
-    with tempfile.TemporaryDirectory() as folder:
-        arm, settings = arm_of(job), settings_of(job)
-        rows = lab.training_rows(32 * job.steps, job.seed, job.few, augmented=arm.augmented)
-        trainer = lab.make_trainer(arm.trainer, folder, job.warm_start, rows, settings)
-        with contextlib.redirect_stdout(io.StringIO()):  # the log of every step
-            trainer.train()
-    return trainer, [entry for entry in trainer.state.log_history if "reward" in entry]
+    arm = arm_of(job)
+    rows = lab.training_rows(32 * job.steps, job.seed, job.few, augmented=arm.augmented)
+    return lab.train(arm.trainer, job.warm_start, rows, settings_of(job))
 
 
 def grade_condition(model: Any, processor: Any, name: str, grading: Grading) -> dict[str, float]:

@@ -5,7 +5,11 @@
 Shapes: `B` rows, `T` completion tokens, `V` vocabulary.
 """
 
+import contextlib
+import io
+import re
 import statistics
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from trl_cppo import CPPOConfig, CPPOTrainer, digits
-from trl_cppo.digits.model import chat, seeded_cpu
-from trl_cppo.method.view_maker import ViewMaker
-from trl_cppo.method.views import get_view
+from trl_cppo.digits.model import chats, seeded_cpu
+from trl_cppo.method.view_maker import generator_of
+from trl_cppo.method.views import apply_view, choose_view, get_view, to_rgb
 from trl_cppo.rewards import think_boxed_format_reward
 
+_READ = re.compile(r"see(\d+),(\d+)\b")
 _CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
 
 
@@ -52,12 +57,18 @@ def training_rows(
         rows = rows.select(np.concatenate([draw.permutation(few) for _ in range(-(-count // few))])[:count])
     if not augmented:
         return rows
-    names = CPPOConfig.__dataclass_fields__["information_preserving"].default_factory()
-    views = [get_view(name) for name in names]
-    maker = ViewMaker(views, views, seed)
-    return rows.map(
-        lambda row, place: {"image": maker([row["image"]], "augmented", place).preserved[0]}, with_indices=True
-    )
+    views = [get_view(name) for name in default_views("information_preserving")]
+
+    def augment(row: dict[str, Any], place: int) -> dict[str, Any]:
+        generator = generator_of(seed, "augmented", place)
+        return {"image": apply_view(choose_view(views, generator), to_rgb(row["image"]), generator)}
+
+    return rows.map(augment, with_indices=True)
+
+
+def default_views(kind: str) -> list[str]:
+    """The names of CPPOConfig's `information_preserving` or `information_removing` views."""
+    return CPPOConfig.__dataclass_fields__[kind].default_factory()
 
 
 def make_trainer(
@@ -88,6 +99,17 @@ def make_trainer(
     )
 
 
+def train(
+    trainer: type[CPPOTrainer], warm_start: int | Path, rows: Dataset, settings: dict[str, Any]
+) -> tuple[CPPOTrainer, list[dict[str, float]]]:
+    """The trained trainer, which [`make_trainer`] makes, and its log."""
+    with tempfile.TemporaryDirectory() as folder:
+        trained = make_trainer(trainer, folder, warm_start, rows, settings)
+        with contextlib.redirect_stdout(io.StringIO()):  # the log of every step
+            trained.train()
+    return trained, [entry for entry in trained.state.log_history if "reward" in entry]
+
+
 def load(folder: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A digits model in evaluation mode and its processor."""
     return AutoModelForImageTextToText.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
@@ -97,7 +119,7 @@ def encode(
     processor: ProcessorMixin, images: list[Image.Image], prompts: list[str] | None = None
 ) -> dict[str, torch.Tensor]:
     """The prompts of some canvases, all of the same length; without any, the task's own."""
-    texts = [chat(processor, prompt) for prompt in prompts or [digits.task.PROMPT] * len(images)]
+    texts = chats(processor, prompts or [digits.task.PROMPT] * len(images))
     return processor(text=texts, images=[[image] for image in images], return_tensors="pt")
 
 
@@ -168,6 +190,12 @@ def true_perception_tokens(processor: ProcessorMixin, completions: torch.Tensor)
     started = (completions == ids("see")).cumsum(dim=1) > 0
     ended = ((completions == ids(".")) & started).cumsum(dim=1) > 0
     return torch.isin(completions, numbers) & started & ~ended
+
+
+def reading(text: str) -> tuple[int, int] | None:
+    """The digits that a response says it sees, if it does."""
+    found = _READ.search(text)
+    return found and (int(found[1]), int(found[2]))
 
 
 def next_log_probs(

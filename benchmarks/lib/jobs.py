@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training runs on digits: many of them, two at a time, kept in a file that survives an interruption."""
 
+import argparse
 import multiprocessing
 import os
 import statistics
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import read_json, write_json
+from .counting import versions
 
 METRICS = ["rewards/sum_reward/mean", "cpl/loss", "cpl/entropy_shift", "cpl/contrast_accuracy", "cpl/perception_ratio"]
 METRICS += ["cpl/gradient_ratio"]
@@ -49,8 +51,30 @@ def _means(values: Iterable[float | None], window: int = 10) -> list[float | Non
     return [round(statistics.fmean(part), 5) if part else None for part in parts]
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("trl", "transformers", "torch", "trl_cppo")}
+def add_options(parser: argparse.ArgumentParser, arms: list[str]) -> None:
+    """How many runs, of what, how long."""
+    parser.add_argument("--arms", nargs="+", default=arms, choices=arms)
+    parser.add_argument("--warm_starts", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run, of 32 prompts × 8 rollouts")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+
+
+def seed_by_seed(
+    arms: Iterable[str], warm_starts: int, seeds: int, steps: int, once: tuple[int, ...] = (0,), few: int | None = None
+) -> list[Job]:
+    """
+    What is there after an interruption compares all arms on the same warm starts and seeds.
+
+    Args:
+        once (`tuple[int, ...]`, *optional*): steps of the runs of GRPO that come with the first seed alone; of 0 it is the warm start.
+    """
+    jobs = []
+    for seed in range(seeds):
+        for warm_start in range(warm_starts):
+            jobs += [Job("grpo", warm_start, seed, length, few=few) for length in once if seed == 0]
+            jobs += [Job(arm, warm_start, seed, steps, few=few) for arm in arms]
+    return jobs
 
 
 def run_jobs(
@@ -74,7 +98,11 @@ def run_jobs(
     Raises:
         `SystemExit`: if the file was made with another grading or other settings; at the end, if a job failed.
     """
-    report = (read_json(path) if path else {}) or {"grading": grading, "versions": versions(), "runs": {}}
+    report = (read_json(path) if path else {}) or {
+        "grading": grading,
+        "versions": {**versions(), "trl_cppo": version("trl_cppo")},
+        "runs": {},
+    }
     if report["grading"] != grading:
         sys.exit(f"{path} holds runs graded with {report['grading']}, not {grading}. Use another --output.")
     stale = [

@@ -17,7 +17,7 @@ import json
 from typing import Any
 
 from ..lib.command import PICTURES, RESULTS, BenchmarkParser, read_json
-from ..lib.jobs import Job
+from ..lib.jobs import Job, add_options, seed_by_seed
 from .arms import ARMS
 from .report import choice_table, picture, tables
 from .runs import run_jobs
@@ -37,16 +37,6 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def make_jobs(arms: list[str], warm_starts: int, seeds: int, steps: int) -> list[Job]:
-    """Seed by seed; the warm starts themselves come with the first."""
-    jobs = []
-    for seed in range(seeds):
-        for warm_start in range(warm_starts):
-            jobs += [Job("grpo", warm_start, seed, 0)] if seed == 0 else []
-            jobs += [Job(arm, warm_start, seed, steps) for arm in arms]
-    return jobs
-
-
 def choice_jobs(steps: int) -> list[Job]:
     """From the first warm start, with seeds of their own."""
     return [Job(arm, 0, seed, steps, changes) for seed in CHOICE_SEEDS for arm, changes in CHOICES]
@@ -54,11 +44,7 @@ def choice_jobs(steps: int) -> list[Job]:
 
 def main() -> None:
     parser = BenchmarkParser("temptation", __doc__, smoke="two arms of two steps, few canvases")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--warm_starts", type=int, default=3)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run, of 32 prompts × 8 rollouts")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
+    add_options(parser, list(ARMS))
     parser.add_argument(
         "--choose", action="store_true", help="run the settings to choose from, on the validation split"
     )
@@ -78,7 +64,7 @@ def main() -> None:
     elif options.choose:
         run_jobs(choice_jobs(options.steps), {**grading, "split": "validation"}, choice, options.workers)
     else:
-        jobs = make_jobs(options.arms, options.warm_starts, options.seeds, options.steps)
+        jobs = seed_by_seed(options.arms, options.warm_starts, options.seeds, options.steps)
         run_jobs(jobs, grading, options.output, options.workers)
 
 

@@ -65,12 +65,12 @@ class ContrastTrainer(CPPOTrainer):
         return _Contrasted(**vars(super()._objective()))
 
 
-BOUNDED = {"cpl_coef": 0.2, "cpl_max_gradient_ratio": 0.4}
+_BOUNDED = LEARNING["cppo_robust"]
 ARMS = {
     "grpo": LEARNING["grpo"],
     "cppo": LEARNING["cppo"],
-    "cppo_bounded": Arm("CPPO, bounded gradient", settings=BOUNDED),
-    "cppo_pair": Arm("CPPO, bounded, and least shift 0.15", settings={**BOUNDED, "min_entropy_shift": 0.15}),
+    "cppo_bounded": _BOUNDED,
+    "cppo_pair": Arm("CPPO, bounded, and least shift 0.15", settings={**_BOUNDED.settings, "min_entropy_shift": 0.15}),
     "another_image": Arm("CPPO, another image", settings={"information_removing": ["another_image"]}),
     "soft": Arm("CPPO, τ = 1, bound 0.4", settings=SOFT),
     "another_soft": Arm("CPPO, another image, τ = 1, bound 0.4", settings=ANOTHER),

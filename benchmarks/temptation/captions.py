@@ -6,7 +6,6 @@ What the models are graded on: the same canvases behind captions of several kind
 Shapes: `B` canvases, `T` completion tokens.
 """
 
-import re
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ WARM, TRAINING = 0.5, 0.9  # how often a digit of a caption is right, in the war
 WARM_STEPS = 420
 CONDITIONS = {"wrong": 0.0, "absent": None, "training": TRAINING, "right": 1.0}
 SEEDS = {"validation": 31, "test": 32}
-_READ = re.compile(r"see(\d+),(\d+)\b")
 
 
 def caption_of(row: dict[str, Any]) -> list[int]:
@@ -58,10 +56,10 @@ def _followed(texts: list[str], rows: Dataset) -> list[bool]:
     """Of each digit that a caption names wrongly, whether it is read so."""
     followed = []
     for text, row in zip(texts, rows, strict=True):
-        read = _READ.search(text)
+        read = lab.reading(text)
         for place, (named, true) in enumerate(zip(caption_of(row), row["digits"], strict=True)):
             if named != true:
-                followed.append(read is not None and int(read.group(place + 1)) == named)
+                followed.append(read is not None and read[place] == named)
     return followed
 
 

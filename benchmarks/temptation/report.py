@@ -10,8 +10,7 @@ import numpy as np
 
 from trl_cppo.run.card.markdown import table
 
-from ..learning.report import Values, cell, difference, paired, select
-from ..lib import digits_lab as lab
+from ..learning.report import cell, difference, paired, select, whiskers
 from ..lib import pictures
 from .arms import ARMS
 from .captions import CONDITIONS
@@ -104,7 +103,7 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
     places = np.arange(len(names))[::-1]
     for number, (label, length) in enumerate([("warm start", 0), ("GRPO", steps)]):
         groups = [select(report, "grpo", graded(name, "right"), length) for name in names]
-        _whiskers(gains, groups, places + 0.1 - 0.2 * number, pictures.COLORS[number], label)
+        whiskers(gains, groups, places + 0.1 - 0.2 * number, pictures.COLORS[number], label)
     gains.set_yticks(places, [SHOWN[name] for name in names])
     gains.set_xlabel("greedy accuracy, %")
     above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "fontsize": 8}
@@ -115,16 +114,9 @@ def picture(report: dict[str, Any], steps: int, path: Path) -> None:
         figure_of = graded(condition, "right")
         base = select(report, "grpo", figure_of, steps)
         groups = [paired(select(report, arm, figure_of, length), base) for _, arm, length in arms]
-        _whiskers(differences, groups, rows + 0.2 - 0.2 * number, pictures.COLORS[2 + number], SHOWN[condition])
+        whiskers(differences, groups, rows + 0.2 - 0.2 * number, pictures.COLORS[2 + number], SHOWN[condition])
     differences.axvline(0, color=pictures.GREY, linewidth=1)
     differences.set_yticks(rows, [label for label, _, _ in arms], fontsize=8)
     differences.set_xlabel("greedy accuracy minus GRPO's, points")
     differences.legend(**above)
     pictures.save(figure, path)
-
-
-def _whiskers(axes: Any, groups: list[Values], places: np.ndarray, color: str, label: str) -> None:
-    means, lows, highs = np.array([lab.interval(values) for values in groups]).T
-    axes.errorbar(
-        means, places, xerr=[means - lows, highs - means], fmt="o", color=color, label=label, capsize=3, markersize=5
-    )

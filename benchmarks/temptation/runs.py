@@ -2,10 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run that captions tempt, and its grades."""
 
-import contextlib
 import functools
-import io
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,10 @@ def run(job: Job, grading: dict[str, Any]) -> dict[str, Any]:
         model, processor = lab.load(folder)
     else:
         rows = lab.training_rows(32 * job.steps, job.seed, augmented=arm.augmented, captions_right=captions.TRAINING)
-        with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
-            trainer = lab.make_trainer(arm.trainer, output, folder, rows, settings)
-            trainer.train()
-        log = [entry for entry in trainer.state.log_history if "reward" in entry]
+        trainer, log = lab.train(arm.trainer, folder, rows, settings)
         model, processor = trainer.model.eval(), trainer.processing_class
     seconds = time.time() - start
-    views = settings.get("information_removing", ["noise_boxes", "zoom_crop"])
+    views = settings.get("information_removing") or lab.default_views("information_removing")
     grades = captions.grade(model, processor, views=views, **grading)
     return {**grades, "history": lab_jobs.history(log), "training_seconds": seconds}
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ..config import CPPOConfig
-from .model import chat
+from .model import chats
 from .perception import perception_marks
 from .task import MAX_RESPONSE_TOKENS, boxes_the_sum
 
@@ -33,7 +33,7 @@ def greedy_responses(
     training, responses = model.training, []
     model.eval()
     for batch in dataset.iter(batch_size):
-        texts = [chat(processor, message["content"]) for [message] in batch["prompt"]]
+        texts = chats(processor, [message["content"] for [message] in batch["prompt"]])
         images = [[image] for image in batch["image"]]
         inputs = processor(text=texts, images=images, return_tensors="pt").to(model.device)
         ids = model.generate(**inputs, max_new_tokens=MAX_RESPONSE_TOKENS, do_sample=False, top_k=None, use_cache=True)

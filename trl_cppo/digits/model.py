@@ -84,6 +84,12 @@ def chat(processor: ProcessorMixin, question: str) -> str:
     return processor.apply_chat_template([{"role": "user", "content": content}])
 
 
+def chats(processor: ProcessorMixin, questions: list[str]) -> list[str]:
+    """[`chat`] of each; equal ones are rendered once."""
+    rendered = {question: chat(processor, question) for question in dict.fromkeys(questions)}
+    return [rendered[question] for question in questions]
+
+
 def token_ids() -> dict[str, int]:
     """The special token ids that a model's configuration names."""
     ids = build_tokenizer().convert_tokens_to_ids

@@ -41,6 +41,7 @@ def perception_marks(
     tokenizer, objective = processor.tokenizer, Objective.of(args)
     names = (args.information_preserving, args.information_removing)
     maker = ViewMaker(*([get_view(name) for name in kind] for kind in names), seed=args.seed)
+    token_texts = TokenTexts(tokenizer)
     training, found = model.training, []
     model.eval()
     for place, (row, text) in enumerate(zip(dataset, responses, strict=True)):
@@ -54,7 +55,7 @@ def perception_marks(
         entropy, without = torch.distributions.Categorical(logits=logits).entropy()[:, None]  # (1, T) each
         [selected] = objective.select(entropy, without, torch.ones_like(entropy, dtype=torch.bool))
         [shifts] = token_scores(entropy, without, "entropy_shift")
-        found.append(_marks(TokenTexts(tokenizer)(ids), len(text), selected.tolist(), shifts.tolist()))
+        found.append(_marks(token_texts(ids), len(text), selected.tolist(), shifts.tolist()))
     model.train(training)
     return found
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from ..method.views import apply_view, choose_view, get_view
-from .model import MERGE, PATCH, build_model, build_processor, chat, seeded_cpu
+from .model import MERGE, PATCH, build_model, build_processor, chats, seeded_cpu
 from .task import CELL, DIGITS, caption, draw_canvas, prompt, response
 
 STEPS = 800
@@ -182,9 +182,7 @@ def encode(
     response.
     """
     end = processor.tokenizer.eos_token
-    texts = [
-        chat(processor, question) + response(digits) + end for question, digits in zip(prompts, labels, strict=True)
-    ]
+    texts = [asked + response(digits) + end for asked, digits in zip(chats(processor, prompts), labels, strict=True)]
     inputs = processor(text=texts, images=[[image] for image in images], return_tensors="pt")  # all of one length
     is_prompt = inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     prompt_length = int(is_prompt[0].nonzero()[-1]) + 1

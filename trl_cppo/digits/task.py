@@ -24,8 +24,7 @@ DIGIT = 24  # pixels
 JITTER = 2  # pixels
 NOISE = 25.0  # standard deviation, of 255
 
-# Parts of a fixed permutation of scikit-learn's 1,797 digits. Few are left for the warm start on purpose: reinforcement
-# learning then has something to improve.
+# Parts of a fixed permutation of scikit-learn's 1,797 digits.
 # "validation" and "test" part the held-out handwriting: choose settings on the one, report on the other.
 _SPLITS = {
     "warm_start": (0, 600),

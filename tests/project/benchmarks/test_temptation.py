@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.lib import digits_lab as lab
+from benchmarks.lib.jobs import seed_by_seed
 from benchmarks.temptation import arms, captions
-from benchmarks.temptation.__main__ import choice_jobs, make_jobs
+from benchmarks.temptation.__main__ import choice_jobs
 from benchmarks.temptation.runs import settings_of
 from trl_cppo import CPPOConfig
 from trl_cppo.method.objective import Objective
@@ -79,7 +80,7 @@ def test_augmented_rows_are_views_of_the_same_canvases():
 
 
 def test_no_seed_that_chose_is_shown_and_no_job_is_done_twice():
-    shown, choices = make_jobs(list(arms.ARMS), 3, 5, 60), choice_jobs(60)
+    shown, choices = seed_by_seed(arms.ARMS, 3, 5, 60), choice_jobs(60)
     assert len({job.name for job in shown}) == len(shown) == 3 * (5 * len(arms.ARMS) + 1)
     assert not {job.seed for job in shown} & {job.seed for job in choices}
     assert len({job.name for job in choices}) == len(choices)

@@ -117,8 +117,7 @@ class DryRunTrainer(CPPOTrainer):
             images = self._images_of_row(row, example).images
             prompt = self._prompts_of_rows(len(inputs))[row]
             # Also of a rollout that is not gated: those that it would have had.
-            others = self.other_images.get(prompt, ())
-            pair = self.view_maker(images, "train", *self._last_generation, prompt, others=others)
+            pair = self._views_of_prompt(images, ("train", *self._last_generation), prompt)
             images = [self.view_maker.read_image(image) for image in images]
         place = self.accelerator.process_index * len(inputs) + row
         rewards = zip(self.reward_func_names, self.rewards[place].tolist(), strict=True)

@@ -29,8 +29,8 @@ def compare_folders(first: str | Path, second: str | Path) -> dict[str, Any]:
 
     Returns:
         `dict`: JSON values. `data_sets`: by name, `score` (avg@N or strict@N), both models' values, `difference`
-        (second - first) and its 95 % `interval`, paired by question, and `different_settings`, other than the model. `mean`: the same over the data sets, each of which is resampled
-        by itself.
+        (second - first) and its 95 % `interval`, paired by question, and `different_settings`, other than the model. `mean`:
+        the same over the data sets, each of which is resampled by itself.
 
     Raises:
         `EvaluationError`: for a file that one of them lacks, or that cannot be compared.

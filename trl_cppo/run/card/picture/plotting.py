@@ -23,11 +23,8 @@ _PANELS = [
 ]  # fmt: skip
 _METRICS = [name for _, lines in _PANELS for name, _, _ in lines]
 _SMOOTHING = 10  # logged values in the running mean
-_WIDTH, _HEIGHT, _DPI = (
-    10.0,
-    2.6,
-    150,
-)  # inches of the picture and of a panel: a page shows it at half its 1,500 pixels
+# Inches of the picture and of a panel: a page shows it at half its 1,500 pixels.
+_WIDTH, _HEIGHT, _DPI = 10.0, 2.6, 150
 
 Series = list[list[float]]
 
