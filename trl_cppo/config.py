@@ -47,7 +47,7 @@ class CPPOConfig(GRPOConfig):
             wording).
         min_entropy_shift (`float`, *optional*, defaults to `0.0`):
             The least entropy shift of a perception token, in nats. The ratio keeps half of the rising tokens however
-            little they rise; `0.15` leaves out those that hardly do. Ours, not the authors'.
+            little they rise; `0.05` leaves out those that hardly do. Ours, not the authors'.
         gate_by_advantage (`bool`, *optional*, defaults to `True`):
             Whether only rollouts with a positive advantage get views and a CPL. `False` scores every row with an
             image three times.

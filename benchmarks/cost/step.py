@@ -241,7 +241,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = BenchmarkParser("cost.step", __doc__, smoke="8 rows, one step, one turn")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
-    parser.add_argument("--rows", type=int, default=128, help="rollouts of a step, four a prompt")
+    parser.add_argument("--rows", type=int, default=256, help="rollouts of a step, eight a prompt")
     parser.add_argument("--steps", type=int, default=4, help="generation batches of each training")
     parser.add_argument("--repeats", type=int, default=3, help="trainings of each arm")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from .parts import Probe, contrast_parts, gradient_ratios, other_forms, score, s
 @dataclass
 class Settings:
     warm_starts: int = 3
-    batches: int = 5  # of 32 prompts × 4 rollouts, for each warm start
+    batches: int = 5  # of 32 prompts × 8 rollouts, for each warm start
     canvases: int = 400  # held out
     samples: int = 4  # completions of each canvas
     steps: int = 40  # of a training run

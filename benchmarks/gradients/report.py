@@ -134,7 +134,7 @@ def tables(report: dict[str, Any]) -> str:
     error = max(batch["error_of_sum"] for batch in batches)
     sections = [
         f"Mean ± sd over {len(batches)} batches of {len(accuracies)} warm starts (sampled accuracy "
-        f"{', '.join(f'{value:.3f}' for value in accuracies)}); 32 prompts × 4 rollouts a batch, {settings['canvases']} held-out "
+        f"{', '.join(f'{value:.3f}' for value in accuracies)}); 32 prompts × 8 rollouts a batch, {settings['canvases']} held-out "
         f"canvases × {settings['samples']} completions. Effects: change in first order for a step of length 1 against the "
         f"gradient. Anchor, positive and negative add up to the whole to {error:.0e}. Signal: the mean product of two batches' "
         "gradients over the mean square of one, mean ± sd over warm starts.",

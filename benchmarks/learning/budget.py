@@ -134,7 +134,7 @@ def tables(report: Report) -> str:
 def main() -> None:
     parser = BenchmarkParser("learning.budget", __doc__, smoke="the noise of one batch, no runs")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps a run, of 32 prompts × 4 rollouts")
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps a run, of 32 prompts × 8 rollouts")
     options = parser.parse_args()
     if parser.show(options, tables, lambda report: None):
         return
