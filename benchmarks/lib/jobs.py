@@ -103,17 +103,7 @@ def run_jobs(
         "versions": {**versions(), "trl_cppo": version("trl_cppo")},
         "runs": {},
     }
-    if report["grading"] != grading:
-        sys.exit(f"{path} holds runs graded with {report['grading']}, not {grading}. Use another --output.")
-    stale = [
-        job.name
-        for job in jobs
-        if report["runs"].get(job.name, {}).get("settings", settings_of(job)) != settings_of(job)
-    ]
-    if stale:
-        sys.exit(
-            f"{path} holds runs with other settings than the arms have now: {', '.join(stale)}. Use another --output."
-        )
+    _refuse_others(report, jobs, grading, path, settings_of)
     for arm in dict.fromkeys(job.arm for job in jobs):
         print(arm, settings_of(next(job for job in jobs if job.arm == arm)), file=sys.stderr)
     todo = [job for job in jobs if job.name not in report["runs"]]
@@ -141,3 +131,24 @@ def run_jobs(
     if failures:
         sys.exit("These runs failed, the others are kept:\n" + "\n".join(failures))
     return report
+
+
+def _refuse_others(
+    report: dict[str, Any],
+    jobs: list[Job],
+    grading: dict[str, Any],
+    path: Path | None,
+    settings_of: Callable[[Job], dict[str, Any]],
+) -> None:
+    """Runs of another grading, or of other settings than these jobs', are not to be compared with them."""
+    if report["grading"] != grading:
+        sys.exit(f"{path} holds runs graded with {report['grading']}, not {grading}. Use another --output.")
+    stale = [
+        job.name
+        for job in jobs
+        if report["runs"].get(job.name, {}).get("settings", settings_of(job)) != settings_of(job)
+    ]
+    if stale:
+        sys.exit(
+            f"{path} holds runs with other settings than the arms have now: {', '.join(stale)}. Use another --output."
+        )
