@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
@@ -32,6 +32,7 @@ class Arm:
         divergence (`str`): `cpl_divergence`.
         budget (`int`, *optional*): `cpl_rollouts_per_prompt`.
         within (`Callable`): opens what is in force while this arm runs.
+        windows_at_once (`bool`): whether the vision tower attends as under FlashAttention.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Arm:
     divergence: str = "k3"
     budget: int | None = None
     within: Callable[[], AbstractContextManager] = nullcontext
+    windows_at_once: bool = False
 
 
 TRITON_ALONE = Version(trl.__version__) < Version("1.16")  # TRL's fused head has no other kernels
@@ -68,7 +70,8 @@ def padded_attention() -> Iterator[None]:
         yield
 
 
-GRPO = "grpo"  # what the others are ratios to
+GRPO = "grpo"  # what the others are ratios to, among those whose vision tower attends alike
+AT_ONCE = "at_once_"  # begins the names of arms with `windows_at_once`
 # The most important first, and the longest points last: what the time does not suffice for is left out.
 ARMS = {
     "main": {
@@ -90,6 +93,14 @@ ARMS = {
         ),
         "cppo_packed_0.5_kl": Arm("CPPO, f = 0.5, packed, exact KL", 0.5, packed=True, divergence="kl"),
     },
+}
+
+ARMS = {
+    "at_once": {
+        AT_ONCE + name: replace(arm, label=f"{arm.label}; vision at once", windows_at_once=True)
+        for name, arm in ARMS["main"].items()
+    },
+    **ARMS,
 }
 
 

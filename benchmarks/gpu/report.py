@@ -9,7 +9,7 @@ from typing import Any
 from trl_cppo.run.card.markdown import table
 
 from ..lib.pictures import COLORS, GREY, new_figure, save
-from .arms import ARMS, GRPO
+from .arms import ARMS, AT_ONCE, GRPO
 
 GIB = 2**30
 LABELS = {name: arm.label for part in ARMS.values() for name, arm in part.items()}
@@ -95,7 +95,8 @@ def _text(value: float | None, form: str) -> str:
 
 def ratio(point: dict[str, Any], name: str, figure: str) -> float | None:
     """To GRPO's in the same rounds; `None` where one of the two is not known."""
-    own, grpo = (point["arms"].get(arm, {}).get(figure) for arm in (name, GRPO))
+    base = AT_ONCE + GRPO if name.startswith(AT_ONCE) else GRPO
+    own, grpo = (point["arms"].get(arm, {}).get(figure) for arm in (name, base))
     return None if own is None or grpo is None else own / grpo
 
 

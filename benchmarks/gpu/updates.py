@@ -33,6 +33,7 @@ from ..lib.turns import take_turns
 from .arms import GROUP, LARGEST, Arm
 from .correctness import attached, on_device
 from .machine import Machine
+from .vision import windows_at_once
 
 
 def quarters_of(config: Qwen2_5_VLConfig, quarters: int) -> Qwen2_5_VLConfig:
@@ -165,7 +166,11 @@ class Updates:
     @contextmanager
     def around(self, model: PreTrainedModel, arm: Arm) -> Iterator[None]:
         """What is in force while an arm runs, opened before its clock starts."""
-        with arm.within(), attached(self._cppo.shared_prefix, model) if arm.packed else nullcontext():
+        with (
+            arm.within(),
+            attached(self._cppo.shared_prefix, model) if arm.packed else nullcontext(),
+            windows_at_once(model) if arm.windows_at_once else nullcontext(),
+        ):
             yield
 
     def once(self, model: PreTrainedModel, row: Row, arm: Arm) -> dict[str, Any]:

@@ -27,18 +27,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .packing import Layout, Packing
 
-_KNOWS_GROUPS = (
-    "enable_gqa" in inspect.signature(varlen_attn).parameters
-)  # since PyTorch 2.12; benchmarks/gpu runs on 2.11 too
+# PyTorch asks for a word on it since 2.12; the kernel of 2.11, on which benchmarks/gpu runs too, takes such heads without.
+_SAYS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 LAYOUT = "packed_prompts"  # the keyword under which models hand a layout on to their attention
 
 
 def attend_ragged(query, key, value, layout: Layout, scale: float | None) -> torch.Tensor:
     """By PyTorch's kernel for sequences of any lengths, which runs on CUDA in half precision. See [`attend_padded`]."""
-    index = layout.ragged
+    index, kind = layout.ragged, {"enable_gqa": query.size(1) != key.size(1)} if _SAYS_GROUPS else {}
     return varlen_attn(
         query, _take(key, index.keys), _take(value, index.keys), index.query_ends, index.key_ends, index.longest_query,
-        index.longest_key, scale=scale, window_size=(-1, 0), enable_gqa=query.size(1) != key.size(1),
+        index.longest_key, scale=scale, window_size=(-1, 0), **kind,
     )  # fmt: skip
 
 
@@ -107,7 +106,7 @@ def takes_ragged(query: torch.Tensor) -> bool:
     """Whether PyTorch's kernel for sequences of any lengths takes these queries."""
     if query.device.type != "cuda" or torch.version.hip is not None or query.dtype not in (torch.half, torch.bfloat16):
         return False
-    fits = _KNOWS_GROUPS and query.size(-1) % 8 == 0 and query.size(-1) <= 256
+    fits = query.size(-1) % 8 == 0 and query.size(-1) <= 256
     return fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
