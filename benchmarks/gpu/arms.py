@@ -73,13 +73,18 @@ def padded_attention() -> Iterator[None]:
 GRPO = "grpo"  # what the others are ratios to, among those whose vision tower attends alike
 AT_ONCE = "at_once_"  # begins the names of arms with `windows_at_once`
 # The most important first, and the longest points last: what the time does not suffice for is left out.
+MAIN = {
+    GRPO: Arm("GRPOTrainer", trainer="grpo"),
+    "cppo_packed_0.5": Arm("CPPO, f = 0.5, packed", 0.5, packed=True),
+    "cppo_packed_0.5_one": Arm("CPPO, f = 0.5, packed, views of one rollout", 0.5, packed=True, budget=1),
+    "cppo_plain_0.5": Arm("CPPO, f = 0.5, plain rows", 0.5),
+    "grpo_packed": Arm("GRPO, packed (cpl_coef=0)", packed=True),
+}
 ARMS = {
-    "main": {
-        GRPO: Arm("GRPOTrainer", trainer="grpo"),
-        "cppo_packed_0.5": Arm("CPPO, f = 0.5, packed", 0.5, packed=True),
-        "cppo_packed_0.5_one": Arm("CPPO, f = 0.5, packed, views of one rollout", 0.5, packed=True, budget=1),
-        "cppo_plain_0.5": Arm("CPPO, f = 0.5, plain rows", 0.5),
-        "grpo_packed": Arm("GRPO, packed (cpl_coef=0)", packed=True),
+    "main": MAIN,
+    "at_once": {
+        AT_ONCE + name: replace(arm, label=f"{arm.label}; vision at once", windows_at_once=True)
+        for name, arm in MAIN.items()
     },
     "more": {
         GRPO: Arm("GRPOTrainer", trainer="grpo"),
@@ -94,15 +99,6 @@ ARMS = {
         "cppo_packed_0.5_kl": Arm("CPPO, f = 0.5, packed, exact KL", 0.5, packed=True, divergence="kl"),
     },
 }
-
-ARMS = {
-    "at_once": {
-        AT_ONCE + name: replace(arm, label=f"{arm.label}; vision at once", windows_at_once=True)
-        for name, arm in ARMS["main"].items()
-    },
-    **ARMS,
-}
-
 
 if not TRITON_ALONE:
     ARMS["more"]["cppo_packed_0.5_torch_head"] = Arm(

@@ -20,11 +20,22 @@ NAME = "flash_by_torch"  # with "flash" in it, transformers hands over all windo
 
 
 def attend_windows(
-    module, query, key, value, attention_mask, *, scaling: float, cu_seq_lens_q: torch.Tensor, max_length_q: int, **kwargs: Any
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    *,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers: queries of shape `(1, H, L, D)`, the result `(1, L, H, D)`."""
     if query.device.type == "cpu":  # for the smoke run: there is no such kernel
-        windows = zip(*(tensor.split(cu_seq_lens_q.diff().tolist(), dim=2) for tensor in (query, key, value)), strict=True)
+        windows = zip(
+            *(tensor.split(cu_seq_lens_q.diff().tolist(), dim=2) for tensor in (query, key, value)), strict=True
+        )
         result = torch.cat([scaled_dot_product_attention(*window, scale=scaling) for window in windows], dim=2)
         return result.transpose(1, 2), None
     rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

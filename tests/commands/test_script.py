@@ -16,6 +16,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from trl_cppo import digits
+from trl_cppo.commands.recipes import CONFIGS
+from trl_cppo.commands.train.arguments import parse
 from trl_cppo.run.card.markdown import escape
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_cppo.py"
@@ -217,6 +219,15 @@ ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
 LAUNCHERS = {
     "accelerate --quiet": [*ACCELERATE, "--quiet"],
     "accelerate, two processes": [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    "accelerate, ZeRO-3 in bf16": [
+        *ACCELERATE,
+        "--config_file",
+        str(CONFIGS.parent / "accelerate_configs/cpu_zero3.yaml"),
+        "--mixed_precision",
+        "bf16",
+        "--main_process_port",
+        "0",
+    ],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
 }
 STARTED = {"train_cppo.py": (str(SCRIPT),), "trl-cppo train": ("-m", *MODULE)}
@@ -224,6 +235,10 @@ FAULTS = {
     "no vLLM": (["--use_vllm", "true", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "trl-cppo[vllm]"),
     "no Hub": (["--push_to_hub", "--model_name_or_path", "{model}", "--dataset_name", "{data}"], "offline mode is enabled"),
     "a wrong setting": (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
+    "another precision": (
+        [*OWN, "--model_name_or_path", "{model}", "--dataset_name", "{data}"],
+        "On the command line: --bf16 or --fp16, as the launcher's mixed_precision says",
+    ),
     "a wrong flag": (["--cpl_coeff", "1"], "unrecognized arguments: --cpl_coeff 1. Did you mean --cpl_coef?"),
 }  # fmt: skip
 
@@ -239,18 +254,32 @@ FAULTS = {
         ("no Hub", "torchrun", "trl-cppo train"),
         ("no Hub", "accelerate --quiet", "train_cppo.py"),
         ("no vLLM", "accelerate, two processes", "trl-cppo train"),
+        ("another precision", "accelerate, ZeRO-3 in bf16", "train_cppo.py"),
     ],
 )
 def test_under_a_launcher_the_last_lines_say_what_is_wrong(
-    random_model, own_dataset, tmp_path, fault, launcher, program
+    random_model, own_dataset, tmp_path, monkeypatch, fault, launcher, program
 ):
     """A page of the launcher's traceback may stand before them. (Without --quiet accelerate prints it behind, for one process.)"""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     flags, told = FAULTS[fault]
     flags = [flag.format(model=random_model, data=own_dataset) for flag in flags]
     result = run("--use_cpu", *flags, cwd=tmp_path, launcher=LAUNCHERS[launcher], started=STARTED[program])
     assert result.returncode != 0
     last = "\n".join(result.stderr.rstrip().splitlines()[-4:])
     assert f"{program}: error: " in last and told in last
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16", "no"])
+def test_the_embedded_run_has_the_precision_of_its_launcher(monkeypatch, asked):
+    """DeepSpeed stops where the two differ, and its recipes for GPUs are in bf16."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    for flags, bf16, fp16 in [
+        ([], asked == "bf16", asked == "fp16"),
+        (["--bf16", "false", "--fp16", "false"], False, False),
+    ]:
+        _, args, _ = parse(["--use_cpu", *flags], "train")
+        assert (args.bf16, args.fp16) == (bf16, fp16)
 
 
 def test_help_lists_every_flag(capsys, monkeypatch):

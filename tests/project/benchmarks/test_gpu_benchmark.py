@@ -10,11 +10,13 @@ import sys
 
 import pytest
 import torch
+from transformers import AttentionInterface
 from trl.kernels import chunked_logprob
 
+from benchmarks.cost.scale import small_config
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import correctness, machine, report, run, updates
-from benchmarks.gpu.arms import ARMS, GROUP, ROWS, SMOKE, head_of, prompt_tokens
+from benchmarks.gpu import correctness, machine, report, run, updates, vision
+from benchmarks.gpu.arms import ARMS, AT_ONCE, GROUP, ROWS, SMOKE, head_of, prompt_tokens
 from benchmarks.lib.shapes import Row, depth_of, load_config
 from trl_cppo.scoring import attention, shared_prefix
 
@@ -37,7 +39,7 @@ def smoke(tmp_path_factory):
         half = json.loads(path.read_text())
         assert [point["arms_of"] for point in half["points"]] == ["main"] and half["correctness"]
         patch.setattr(
-            run, "measure_point", lambda *args: real(*args) if args[3] is ARMS["more"] else sys.exit("again")
+            run, "measure_point", lambda *args: sys.exit("again") if args[3] is ARMS["main"] else real(*args)
         )
         patch.setattr(run, "check_families", lambda *args: sys.exit("again"))
         patch.setattr(run, "find_depth", lambda *args: sys.exit("again"))
@@ -271,3 +273,20 @@ def test_versions_that_are_not_asked_for_are_named_in_one_line(monkeypatch):
     assert machine.unmet_requirements().startswith(
         "Not the versions that trl-cppo asks for: torch 2.11.0 (asked for: "
     )
+
+
+@pytest.mark.parametrize("name", ["grpo", "cppo_packed_0.5"])
+def test_windows_at_once_are_the_same_model(name):
+    model, bench = updates.build(small_config(), "cpu", torch.float32), updates.Updates(machine.Machine("cpu"))
+    found, calls = [], []
+    real = vision.attend_windows
+    for arm in (ARMS["main"][name], ARMS["at_once"][AT_ONCE + name]):
+        model.zero_grad()
+        with pytest.MonkeyPatch.context() as patch, bench.around(model, arm):
+            patch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
+            AttentionInterface.register(vision.NAME, lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+            bench.loss(model, SMOKE[0], arm)().backward()
+        found.append(model.model.visual.blocks[0].attn.qkv.weight.grad.clone())
+        assert bool(calls) == arm.windows_at_once
+    torch.testing.assert_close(*found)
+    assert found[0].norm() > 0 and model.model.visual.config._attn_implementation == "sdpa"

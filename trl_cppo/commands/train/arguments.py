@@ -3,6 +3,7 @@
 """Every field of CPPOConfig, TRL's ScriptArguments and ModelConfig is a flag of `trl-cppo train`, and so are ours."""
 
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,9 +77,15 @@ def parse(arguments: list[str], program: str) -> tuple[CPPOScriptArguments, CPPO
     script_args, model_args, *_ = look.parse_args_and_config(arguments, return_remaining_strings=True)
     asks = {"-h", "--help"} & {*arguments}  # its defaults would pass for everybody's
     if is_embedded(script_args, model_args) and not asks:
-        embedded = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+        embedded = yaml.safe_load((CONFIGS / "digits.yaml").read_text()) | precision_of_launcher()
         parser.set_defaults_with_config(**embedded)  # below the user's file and flags
     return parser.parse_args_and_config(arguments)
+
+
+def precision_of_launcher() -> dict[str, bool]:
+    """`bf16` and `fp16` as `accelerate launch` was told, if it was: under DeepSpeed they must say the same."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    return {name: name == asked for name in ("bf16", "fp16")} if asked in ("bf16", "fp16") else {}
 
 
 def with_recipe(arguments: list[str]) -> list[str]:

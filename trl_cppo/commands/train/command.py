@@ -22,7 +22,16 @@ from .step_lines import show_lines
 FLAGS_THAT_HELP = {  # by words of errors of libraries, which name none
     "assign use_cpu": "--use_cpu",  # bf16 is the default
     "specify `target_modules`": "--lora_on language_model (vision_tower, all), or names of modules, --lora_target_modules",
+    "mismatch TrainingArguments": "--bf16 or --fp16, as the launcher's mixed_precision says",  # DeepSpeed's, when training begins
 }
+
+
+def add_flags_that_help(error: Exception) -> bool:
+    """Whether there are any."""
+    helpful = [flags for words, flags in FLAGS_THAT_HELP.items() if words in str(error)]
+    for flags in helpful:
+        error.add_note(f"On the command line: {flags}.")
+    return bool(helpful)
 
 
 def show_messages() -> None:
@@ -73,9 +82,7 @@ def main(
     try:
         trainer, script_args, checkpoint = set_up(arguments, program, trainer_class)
     except (ValueError, OSError, ImportError, AttributeError, NotImplementedError, yaml.YAMLError) as error:
-        for words, flags in FLAGS_THAT_HELP.items():
-            if words in str(error):
-                error.add_note(f"On the command line: {flags}.")
+        add_flags_that_help(error)
         stop(program, error)
     lines = show_lines(trainer, of_steps=not script_args.dry_run, every=script_args.line_every)
     try:
@@ -83,7 +90,7 @@ def main(
     except (ValueError, OSError) as error:
         if str(error).startswith("loaded state dict"):  # torch's optimizers
             error.add_note(OTHER_PARAMETERS)
-        elif not is_ours(error):
+        elif not add_flags_that_help(error) and not is_ours(error):
             raise
         stop(program, error)
     except KeyboardInterrupt:
