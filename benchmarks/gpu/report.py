@@ -15,14 +15,16 @@ GIB = 2**30
 LABELS = {name: arm.label for part in ARMS.values() for name, arm in part.items()}
 HEAD = ["", "seconds", "/ GRPO", "peak, GiB", "/ GRPO", "tokens read", "tokens / s", "attention"]
 SMOKE = "A SMOKE RUN of a small model, which tells nothing of a GPU's speed."
-DRAWN = {"grpo_packed": "v", "cppo_packed_0.5": "o", "cppo_plain_0.5": "s", "every_row": "^"}
+DRAWN = {"grpo_packed": "v", "cppo_packed_0.5": "o", "cppo_packed_0.5_one": "d", "cppo_plain_0.5": "s"}
 
 
 def tables(report: dict[str, Any]) -> str:
     """Markdown; what is not as it should be comes first."""
     warnings = [report["unmet"], SMOKE if report["smoke"] else ""]
     parts = [*filter(None, warnings), about(report), correctness_table(report)]
-    for prompt, completion in dict.fromkeys((point["prompt"], point["completion"]) for point in report["points"]):
+    for prompt, completion in dict.fromkeys(
+        (point["prompt"], point["completion"]) for point in report["points"] if point["arms"]
+    ):
         parts.append(f"Prompt {prompt:,}, completions {completion:,}:")
         parts.append(table(_lines(report, prompt, completion), HEAD))
     skipped = [
@@ -101,23 +103,26 @@ def ratio(point: dict[str, Any], name: str, figure: str) -> float | None:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Ratios to GRPO's update at each point: seconds on the left, peaks on the right."""
+    """Ratios to GRPO's update at each point: seconds on the left, peaks on the right; filled where the vision tower attends at once."""
     if report["smoke"]:
         raise SystemExit("This is the report of a smoke run, of which no picture is drawn.")
-    figure, [panels] = new_figure(columns=2)
-    places = list(dict.fromkeys((point["prompt"], point["completion"]) for point in report["points"]))
+    figure, [panels] = new_figure(columns=2, height=4.4)
+    places = list(dict.fromkeys((point["prompt"], point["completion"]) for point in report["points"] if point["arms"]))
     for panel, kind, title in zip(panels, ("seconds", "peak_bytes"), ("Seconds", "Peak memory"), strict=True):
         panel.axhline(1, color=GREY, linestyle="--", linewidth=1.2, label="GRPOTrainer")
-        for (name, marker), color in zip(DRAWN.items(), COLORS, strict=False):
-            found = {
-                places.index((point["prompt"], point["completion"])): ratio(point, name, kind)
-                for point in report["points"]
-                if name in point["arms"]
-            }
-            known = {place: value for place, value in found.items() if value is not None}
-            panel.plot(known.keys(), known.values(), color=color, marker=marker, linestyle="", label=LABELS[name])
+        for (arm, marker), color in zip(DRAWN.items(), COLORS, strict=False):
+            for name, fill in ((arm, "none"), (AT_ONCE + arm, color)):
+                found = {
+                    places.index((point["prompt"], point["completion"])): ratio(point, name, kind)
+                    for point in report["points"]
+                    if name in point["arms"]
+                }
+                known = {place: value for place, value in found.items() if value is not None}
+                panel.plot(
+                    known.keys(), known.values(), color=color, markerfacecolor=fill, marker=marker, linestyle="", label=LABELS[name],
+                )  # fmt: skip
         panel.set_xticks(range(len(places)), [f"{prompt}, {completion}" for prompt, completion in places])
         panel.set(title=f"{title} of an update / GRPO's", xlabel="prompt, completion", ylim=(0, None))
-        panel.legend(loc="best", fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(report["device"]["name"], color=GREY, fontsize=11)
     save(figure, path)
