@@ -15,7 +15,13 @@ GIB = 2**30
 LABELS = {name: arm.label for part in ARMS.values() for name, arm in part.items()}
 HEAD = ["", "seconds", "/ GRPO", "peak, GiB", "/ GRPO", "tokens read", "tokens / s", "attention"]
 SMOKE = "A SMOKE RUN of a small model, which tells nothing of a GPU's speed."
-DRAWN = {"grpo_packed": "v", "cppo_packed_0.5": "o", "cppo_packed_0.5_one": "d", "cppo_plain_0.5": "s"}
+DRAWN = {
+    "grpo_packed": "v",
+    "cppo_packed_0.5": "o",
+    "cppo_packed_0.5_one": "d",
+    "cppo_plain_0.5": "s",
+    "every_row": "^",
+}
 
 
 def tables(report: dict[str, Any]) -> str:
@@ -112,6 +118,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         panel.axhline(1, color=GREY, linestyle="--", linewidth=1.2, label="GRPOTrainer")
         for (arm, marker), color in zip(DRAWN.items(), COLORS, strict=False):
             for name, fill in ((arm, "none"), (AT_ONCE + arm, color)):
+                if name not in LABELS:
+                    continue
                 found = {
                     places.index((point["prompt"], point["completion"])): ratio(point, name, kind)
                     for point in report["points"]

@@ -19,34 +19,32 @@ from transformers import AttentionInterface, PreTrainedModel
 NAME = "flash_by_torch"  # with "flash" in it, transformers hands over all windows at once
 
 
+def one_by_one(query, key, value, ends, *others, scale: float) -> torch.Tensor:
+    """What [`varlen_attn`] computes of sequences that attend to themselves, where there is no such kernel: on a CPU."""
+    pieces = zip(
+        *(tensor.transpose(0, 1).split(ends.diff().tolist(), dim=1) for tensor in (query, key, value)), strict=True
+    )
+    return torch.cat([scaled_dot_product_attention(*piece, scale=scale) for piece in pieces], dim=1).transpose(0, 1)
+
+
 def attend_windows(
-    module,
-    query,
-    key,
-    value,
-    attention_mask,
-    *,
-    scaling: float,
-    cu_seq_lens_q: torch.Tensor,
-    max_length_q: int,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+    module, query, key, value, attention_mask, *, scaling: float, cu_seq_lens_q: torch.Tensor, max_length_q: int,
+    dropout: float, is_causal: bool, **kwargs: Any
+) -> tuple[torch.Tensor, None]:  # fmt: skip
     """An attention function of transformers: queries of shape `(1, H, L, D)`, the result `(1, L, H, D)`."""
-    if query.device.type == "cpu":  # for the smoke run: there is no such kernel
-        windows = zip(
-            *(tensor.split(cu_seq_lens_q.diff().tolist(), dim=2) for tensor in (query, key, value)), strict=True
-        )
-        result = torch.cat([scaled_dot_product_attention(*window, scale=scaling) for window in windows], dim=2)
-        return result.transpose(1, 2), None
+    assert not dropout and not is_causal and attention_mask is None
     rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     ends, longest = cu_seq_lens_q.to(torch.int32), int(max_length_q)
-    return varlen_attn(*rows, ends, ends, longest, longest, scale=scaling)[None], None
+    attend = varlen_attn if query.is_cuda else one_by_one
+    return attend(*rows, ends, ends, longest, longest, scale=scaling)[None], None
+
+
+AttentionInterface.register(NAME, attend_windows)
 
 
 @contextmanager
 def windows_at_once(model: PreTrainedModel) -> Iterator[None]:
     """While this is open, the model's vision tower attends by [`attend_windows`]."""
-    AttentionInterface.register(NAME, attend_windows)
     config = model.model.visual.config
     before, config._attn_implementation = config._attn_implementation, NAME
     try:

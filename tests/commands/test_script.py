@@ -216,10 +216,11 @@ def test_an_error_in_the_midst_of_a_run_is_the_last_thing_on_the_screen(random_m
 
 
 ACCELERATE = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+ZERO = "accelerate, ZeRO-3 in bf16"
 LAUNCHERS = {
     "accelerate --quiet": [*ACCELERATE, "--quiet"],
     "accelerate, two processes": [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-    "accelerate, ZeRO-3 in bf16": [
+    ZERO: [
         *ACCELERATE,
         "--config_file",
         str(CONFIGS.parent / "accelerate_configs/cpu_zero3.yaml"),
@@ -247,21 +248,22 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "launcher", "program"),
-    [("a wrong flag", launcher, program) for launcher in LAUNCHERS for program in STARTED]
+    [("a wrong flag", launcher, program) for launcher in LAUNCHERS if launcher != ZERO for program in STARTED]
     + [
         ("a wrong setting", "accelerate, two processes", "train_cppo.py"),
         ("a wrong setting", "accelerate --quiet", "trl-cppo train"),
         ("no Hub", "torchrun", "trl-cppo train"),
         ("no Hub", "accelerate --quiet", "train_cppo.py"),
         ("no vLLM", "accelerate, two processes", "trl-cppo train"),
-        ("another precision", "accelerate, ZeRO-3 in bf16", "train_cppo.py"),
+        ("another precision", ZERO, "train_cppo.py"),
     ],
 )
 def test_under_a_launcher_the_last_lines_say_what_is_wrong(
     random_model, own_dataset, tmp_path, monkeypatch, fault, launcher, program
 ):
     """A page of the launcher's traceback may stand before them. (Without --quiet accelerate prints it behind, for one process.)"""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    if launcher == ZERO:
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     flags, told = FAULTS[fault]
     flags = [flag.format(model=random_model, data=own_dataset) for flag in flags]
     result = run("--use_cpu", *flags, cwd=tmp_path, launcher=LAUNCHERS[launcher], started=STARTED[program])
@@ -271,15 +273,18 @@ def test_under_a_launcher_the_last_lines_say_what_is_wrong(
 
 
 @pytest.mark.parametrize("asked", ["bf16", "fp16", "no"])
-def test_the_embedded_run_has_the_precision_of_its_launcher(monkeypatch, asked):
-    """DeepSpeed stops where the two differ, and its recipes for GPUs are in bf16."""
+def test_the_embedded_run_has_the_precision_of_deepspeed(monkeypatch, asked):
+    """Which stops where the two differ, and its recipes for GPUs are in bf16."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-    for flags, bf16, fp16 in [
-        ([], asked == "bf16", asked == "fp16"),
-        (["--bf16", "false", "--fp16", "false"], False, False),
+    for deepspeed, flags, found in [
+        ("true", [], (asked == "bf16", asked == "fp16")),
+        ("true", ["--bf16"], (True, False)),
+        ("true", ["--fp16=false"], (False, False)),
+        ("false", [], (False, False)),
     ]:
+        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", deepspeed)
         _, args, _ = parse(["--use_cpu", *flags], "train")
-        assert (args.bf16, args.fp16) == (bf16, fp16)
+        assert (args.bf16, args.fp16) == found
 
 
 def test_help_lists_every_flag(capsys, monkeypatch):

@@ -27,14 +27,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .packing import Layout, Packing
 
-# PyTorch asks for a word on it since 2.12; the kernel of 2.11, on which benchmarks/gpu runs too, takes such heads without.
-_SAYS_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+# An argument since PyTorch 2.12. 2.11, which is older than we ask for but ran benchmarks/gpu, takes fewer heads of keys without it.
+_HAS_ENABLE_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
 LAYOUT = "packed_prompts"  # the keyword under which models hand a layout on to their attention
 
 
 def attend_ragged(query, key, value, layout: Layout, scale: float | None) -> torch.Tensor:
     """By PyTorch's kernel for sequences of any lengths, which runs on CUDA in half precision. See [`attend_padded`]."""
-    index, kind = layout.ragged, {"enable_gqa": query.size(1) != key.size(1)} if _SAYS_GROUPS else {}
+    index, kind = layout.ragged, {"enable_gqa": query.size(1) != key.size(1)} if _HAS_ENABLE_GQA else {}
     return varlen_attn(
         query, _take(key, index.keys), _take(value, index.keys), index.query_ends, index.key_ends, index.longest_query,
         index.longest_key, scale=scale, window_size=(-1, 0), **kind,

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import torch
-from transformers import AttentionInterface
 from trl.kernels import chunked_logprob
 
 from benchmarks.cost.scale import small_config
@@ -99,9 +98,10 @@ def test_a_short_run_can_not_be_taken_for_a_gpus(smoke, tmp_path, monkeypatch, c
     assert report.tables(measured).startswith("torch is old.\n")
     report.draw(measured, tmp_path / "gpu.svg")
     drawn = (tmp_path / "gpu.svg").read_text()
-    assert all(
-        ARMS[part][name].label in drawn for part in ("main", "at_once") for name in ARMS[part] if "grpo_packed" in name
-    )
+    labels = {
+        arm.label for arms in ARMS.values() for name, arm in arms.items() if name.removeprefix(AT_ONCE) in report.DRAWN
+    }
+    assert len(labels) == 2 * len(report.DRAWN) - 1 and all(label in drawn for label in labels)
 
 
 def test_without_a_gpu_the_way_out_is_named(monkeypatch, capsys):
@@ -279,17 +279,41 @@ def test_versions_that_are_not_asked_for_are_named_in_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["grpo", "cppo_packed_0.5"])
-def test_windows_at_once_are_the_same_model(name):
-    model, bench = updates.build(small_config(), "cpu", torch.float32), updates.Updates(machine.Machine("cpu"))
-    found, calls = [], []
-    real = vision.attend_windows
+def test_windows_at_once_are_the_same_model(monkeypatch, name):
+    """With four windows an image."""
+    row, calls, real = Row(8, 256, 8), [], vision.one_by_one
+    monkeypatch.setattr(
+        vision, "one_by_one", lambda *given, **kinds: calls.append(given[3].tolist()) or real(*given, **kinds)
+    )
+    model, bench, found = (
+        updates.build(small_config(), "cpu", torch.float32),
+        updates.Updates(machine.Machine("cpu")),
+        [],
+    )
     for arm in (ARMS["main"][name], ARMS["at_once"][AT_ONCE + name]):
         model.zero_grad()
-        with pytest.MonkeyPatch.context() as patch, bench.around(model, arm):
-            patch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
-            AttentionInterface.register(vision.NAME, lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
-            bench.loss(model, SMOKE[0], arm)().backward()
-        found.append(model.model.visual.blocks[0].attn.qkv.weight.grad.clone())
+        with bench.around(model, arm):
+            loss = bench.loss(model, row, arm)()
+            loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.model.visual.parameters())])
         assert bool(calls) == arm.windows_at_once
     torch.testing.assert_close(*found)
-    assert found[0].norm() > 0 and model.model.visual.config._attn_implementation == "sdpa"
+    assert all(gradient.norm() > 0 for gradient in found[0][1:] if gradient.dim() > 1)
+    assert [64, 128, 192, 256] in (ends[1:5] for ends in calls)
+    assert model.model.visual.config._attn_implementation == "sdpa"
+
+
+def test_sequences_one_by_one_see_themselves_alone():
+    query, key, value = torch.randn(3, 9, 2, 4, dtype=torch.float64)
+    apart = torch.block_diag(torch.ones(4, 4), torch.ones(5, 5)) == 0
+    weights = (0.3 * torch.einsum("qhd,khd->hqk", query, key)).masked_fill(apart, -torch.inf).softmax(dim=-1)
+    output = vision.one_by_one(query, key, value, torch.tensor([0, 4, 9]), None, 5, 5, scale=0.3)
+    torch.testing.assert_close(output, torch.einsum("hqk,khd->qhd", weights, value))
+
+
+def test_a_point_without_any_arm_has_no_table(smoke, tmp_path):
+    nothing = {"arms_of": "main", "prompt": 9_999, "completion": 7, "group": GROUP, "arms": {}, "skipped": ["grpo"]}
+    report_ = {**smoke, "smoke": False, "points": [*smoke["points"], nothing]}
+    assert "Prompt 9,999" not in report.tables(report_) and "GRPOTrainer at (9999, 7)" in report.tables(report_)
+    report.draw(report_, tmp_path / "gpu.svg")
+    assert "9999" not in (tmp_path / "gpu.svg").read_text()

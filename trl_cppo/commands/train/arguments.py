@@ -77,15 +77,18 @@ def parse(arguments: list[str], program: str) -> tuple[CPPOScriptArguments, CPPO
     script_args, model_args, *_ = look.parse_args_and_config(arguments, return_remaining_strings=True)
     asks = {"-h", "--help"} & {*arguments}  # its defaults would pass for everybody's
     if is_embedded(script_args, model_args) and not asks:
-        embedded = yaml.safe_load((CONFIGS / "digits.yaml").read_text()) | precision_of_launcher()
+        embedded = yaml.safe_load((CONFIGS / "digits.yaml").read_text()) | precision_of_deepspeed(arguments)
         parser.set_defaults_with_config(**embedded)  # below the user's file and flags
     return parser.parse_args_and_config(arguments)
 
 
-def precision_of_launcher() -> dict[str, bool]:
-    """`bf16` and `fp16` as `accelerate launch` was told, if it was: under DeepSpeed they must say the same."""
+def precision_of_deepspeed(arguments: list[str]) -> dict[str, bool]:
+    """What `accelerate launch` has told DeepSpeed, which stops where the run says otherwise; nothing where a flag says something."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    return {name: name == asked for name in ("bf16", "fp16")} if asked in ("bf16", "fp16") else {}
+    given = {"--bf16", "--fp16"} & {argument.split("=")[0] for argument in arguments}
+    if given or os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true" or asked not in ("bf16", "fp16"):
+        return {}
+    return {"bf16": asked == "bf16", "fp16": asked == "fp16"}
 
 
 def with_recipe(arguments: list[str]) -> list[str]:

@@ -22,12 +22,12 @@ from .step_lines import show_lines
 FLAGS_THAT_HELP = {  # by words of errors of libraries, which name none
     "assign use_cpu": "--use_cpu",  # bf16 is the default
     "specify `target_modules`": "--lora_on language_model (vision_tower, all), or names of modules, --lora_target_modules",
-    "mismatch TrainingArguments": "--bf16 or --fp16, as the launcher's mixed_precision says",  # DeepSpeed's, when training begins
+    "16.enabled=": "--bf16 or --fp16, as the launcher's mixed_precision says",  # DeepSpeed's, when training begins
 }
 
 
 def add_flags_that_help(error: Exception) -> bool:
-    """Whether there are any."""
+    """Add a note on each flag that mends the error; whether there is one."""
     helpful = [flags for words, flags in FLAGS_THAT_HELP.items() if words in str(error)]
     for flags in helpful:
         error.add_note(f"On the command line: {flags}.")
@@ -90,7 +90,7 @@ def main(
     except (ValueError, OSError) as error:
         if str(error).startswith("loaded state dict"):  # torch's optimizers
             error.add_note(OTHER_PARAMETERS)
-        elif not add_flags_that_help(error) and not is_ours(error):
+        elif not (add_flags_that_help(error) or is_ours(error)):
             raise
         stop(program, error)
     except KeyboardInterrupt:
