@@ -238,7 +238,7 @@ FAULTS = {
     "a wrong setting": (["--cpl_divergence", "js"], "cpl_divergence must be one of"),
     "another precision": (
         [*OWN, "--model_name_or_path", "{model}", "--dataset_name", "{data}"],
-        "On the command line: --bf16 or --fp16, as the launcher's mixed_precision says",
+        "On the command line: --bf16 and --fp16 (true or false), as the launcher's mixed_precision says",
     ),
     "a wrong flag": (["--cpl_coeff", "1"], "unrecognized arguments: --cpl_coeff 1. Did you mean --cpl_coef?"),
 }  # fmt: skip
@@ -278,7 +278,7 @@ def test_the_embedded_run_has_the_precision_of_deepspeed(monkeypatch, asked):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
     for deepspeed, flags, found in [
         ("true", [], (asked == "bf16", asked == "fp16")),
-        ("true", ["--bf16"], (True, False)),
+        ("true", ["--bf16", "true"], (True, False)),
         ("true", ["--fp16=false"], (False, False)),
         ("false", [], (False, False)),
     ]:

@@ -22,7 +22,7 @@ from .step_lines import show_lines
 FLAGS_THAT_HELP = {  # by words of errors of libraries, which name none
     "assign use_cpu": "--use_cpu",  # bf16 is the default
     "specify `target_modules`": "--lora_on language_model (vision_tower, all), or names of modules, --lora_target_modules",
-    "16.enabled=": "--bf16 or --fp16, as the launcher's mixed_precision says",  # DeepSpeed's, when training begins
+    "16.enabled=": "--bf16 and --fp16 (true or false), as the launcher's mixed_precision says",  # DeepSpeed's, when training begins
 }
 
 
