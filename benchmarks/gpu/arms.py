@@ -72,7 +72,6 @@ def padded_attention() -> Iterator[None]:
 
 GRPO = "grpo"  # what the others are ratios to, among those whose vision tower attends alike
 AT_ONCE = "at_once_"  # begins the names of arms with `windows_at_once`
-# The most important first, and the longest points last: what the time does not suffice for is left out.
 MAIN = {
     GRPO: Arm("GRPOTrainer", trainer="grpo"),
     "cppo_packed_0.5": Arm("CPPO, f = 0.5, packed", 0.5, packed=True),
@@ -80,6 +79,7 @@ MAIN = {
     "cppo_plain_0.5": Arm("CPPO, f = 0.5, plain rows", 0.5),
     "grpo_packed": Arm("GRPO, packed (cpl_coef=0)", packed=True),
 }
+# The most important first, and the longest points last: what the time does not suffice for is left out.
 ARMS = {
     "main": MAIN,
     "at_once": {

@@ -28,9 +28,7 @@ def tables(report: dict[str, Any]) -> str:
     """Markdown; what is not as it should be comes first."""
     warnings = [report["unmet"], SMOKE if report["smoke"] else ""]
     parts = [*filter(None, warnings), about(report), correctness_table(report)]
-    for prompt, completion in dict.fromkeys(
-        (point["prompt"], point["completion"]) for point in report["points"] if point["arms"]
-    ):
+    for prompt, completion in _measured(report):
         parts.append(f"Prompt {prompt:,}, completions {completion:,}:")
         parts.append(table(_lines(report, prompt, completion), HEAD))
     skipped = [
@@ -39,6 +37,11 @@ def tables(report: dict[str, Any]) -> str:
         for name in point["skipped"]
     ]
     return "\n\n".join(parts + ([f"Not measured, for want of time: {'; '.join(skipped)}."] if skipped else []))
+
+
+def _measured(report: dict[str, Any]) -> list[tuple[int, int]]:
+    """The lengths of prompt and completion at which anything was."""
+    return list(dict.fromkeys((point["prompt"], point["completion"]) for point in report["points"] if point["arms"]))
 
 
 def about(report: dict[str, Any]) -> str:
@@ -108,27 +111,30 @@ def ratio(point: dict[str, Any], name: str, figure: str) -> float | None:
     return None if own is None or grpo is None else own / grpo
 
 
+def _styles() -> Iterator[tuple[str, dict[str, str]]]:
+    """The arms that are drawn, each beside its twin whose vision tower attends at once, if it has one."""
+    for (arm, marker), color in zip(DRAWN.items(), COLORS, strict=False):
+        for name, fill in ((arm, "none"), (AT_ONCE + arm, color)):
+            if name in LABELS:
+                yield name, {"color": color, "marker": marker, "markerfacecolor": fill}
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """Ratios to GRPO's update at each point: seconds on the left, peaks on the right; filled where the vision tower attends at once."""
     if report["smoke"]:
         raise SystemExit("This is the report of a smoke run, of which no picture is drawn.")
     figure, [panels] = new_figure(columns=2, height=4.4)
-    places = list(dict.fromkeys((point["prompt"], point["completion"]) for point in report["points"] if point["arms"]))
+    places = _measured(report)
     for panel, kind, title in zip(panels, ("seconds", "peak_bytes"), ("Seconds", "Peak memory"), strict=True):
         panel.axhline(1, color=GREY, linestyle="--", linewidth=1.2, label="GRPOTrainer")
-        for (arm, marker), color in zip(DRAWN.items(), COLORS, strict=False):
-            for name, fill in ((arm, "none"), (AT_ONCE + arm, color)):
-                if name not in LABELS:
-                    continue
-                found = {
-                    places.index((point["prompt"], point["completion"])): ratio(point, name, kind)
-                    for point in report["points"]
-                    if name in point["arms"]
-                }
-                known = {place: value for place, value in found.items() if value is not None}
-                panel.plot(
-                    known.keys(), known.values(), color=color, markerfacecolor=fill, marker=marker, linestyle="", label=LABELS[name],
-                )  # fmt: skip
+        for name, style in _styles():
+            found = {
+                places.index((point["prompt"], point["completion"])): ratio(point, name, kind)
+                for point in report["points"]
+                if name in point["arms"]
+            }
+            known = {place: value for place, value in found.items() if value is not None}
+            panel.plot(known.keys(), known.values(), linestyle="", label=LABELS[name], **style)
         panel.set_xticks(range(len(places)), [f"{prompt}, {completion}" for prompt, completion in places])
         panel.set(title=f"{title} of an update / GRPO's", xlabel="prompt, completion", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
